@@ -1,0 +1,132 @@
+"""A model and its vocabulary in one self-contained .safetensors file, and back.
+
+The file holds the tensors and one metadata key, `chargpt`: JSON with `format_version`, `config` (the
+architecture), `vocab` (the characters), `params` (what it was trained with) and `sha256` (of the tensors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chargpt.errors import ChargptError
+from chargpt.files import open_tensors, write_tensors
+from chargpt.model import GPT, GPTConfig
+from chargpt.vocab import Vocab
+
+FORMAT_VERSION = 1
+
+
+def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, Any] | None = None) -> None:
+    """Write model and vocabulary; the same weights, vocabulary and params always give the same bytes.
+
+    params: JSON values kept for the reader's information; nothing depends on them.
+    Raises ChargptError if a weight is not finite: a diverged model must not pass for a good one.
+    """
+    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ChargptError(f"{path}: not written: {name} holds nan or infinite values")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": asdict(model.config),
+        "vocab": "".join(vocab.itos),
+        "params": dict(params or {}),
+        "sha256": tensor_hash(tensors),
+    }
+    write_tensors(path, tensors, {"chargpt": json.dumps(metadata, sort_keys=True)})
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocab]:
+    """The model, ready to evaluate, and its vocabulary. The weights are memory-mapped until they are moved.
+
+    Raises ChargptError saying why a file is refused; nothing in it is trusted or executed.
+    """
+    with open_tensors(path) as file:
+        metadata = _parse_metadata(path, file.metadata())
+        config, vocab = _parse_config(path, metadata)
+        _check_shapes(path, file, config)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if tensor_hash(tensors) != metadata.get("sha256"):
+        raise ChargptError(
+            f"{path}: the weights do not match the file's own sha256: damaged on its way; fetch it again"
+        )
+    with torch.device("meta"):  # no initialising of weights that are replaced at once
+        model = GPT(config)
+    model.load_state_dict(tensors, assign=True)
+    return model.to(device).eval(), vocab
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What the file says of itself: format_version, config, vocab, params, sha256. Raises as `load_model`."""
+    with open_tensors(path) as file:
+        return _parse_metadata(path, file.metadata())
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hexadecimal) over the tensors' bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str, Any]:
+    if not raw or "chargpt" not in raw:
+        raise ChargptError(f"{path}: a safetensors file without the metadata key `chargpt`: not a chargpt model")
+    try:
+        metadata = json.loads(raw["chargpt"])
+        version = metadata["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ChargptError(f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes") from None
+    if type(version) is not int or version < 1:
+        raise ChargptError(f"{path}: format_version is {str(version)[:20]!r}; expected {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise ChargptError(
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}: update chargpt to read it"
+        )
+    return metadata
+
+
+def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTConfig, Vocab]:
+    try:
+        config = GPTConfig(**metadata["config"])
+        vocab = Vocab(metadata["vocab"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ChargptError(f"{path}: the file's architecture or vocabulary is damaged: {str(error)[:200]}") from None
+    if len(vocab) != config.vocab_size:
+        raise ChargptError(f"{path}: vocab_size is {config.vocab_size}, but the vocabulary has {len(vocab)} characters")
+    return config, vocab
+
+
+def _check_shapes(path: str | Path, file: Any, config: GPTConfig) -> None:
+    """Compare names, shapes and dtypes with the architecture's, before anything of its size is built."""
+    found = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    # The declared sizes are a stranger's: bound them by what is really in the file before building from them.
+    outer = {"wte.weight": [config.vocab_size, config.n_embd], "wpe.weight": [config.block_size, config.n_embd]}
+    for name, shape in outer.items():
+        if name in found and found[name][0] != shape:
+            raise ChargptError(f"{path}: {name} has shape {found[name][0]}, expected {shape}")
+    if config.n_layer > len(found) or not outer.keys() <= found.keys():
+        missing = ", ".join(sorted(outer.keys() - found.keys())) or f"most of its {config.n_layer} layers"
+        raise ChargptError(f"{path}: missing tensors: {missing}")
+    with torch.device("meta"):
+        expected = {name: list(t.shape) for name, t in GPT(config).state_dict().items()}
+    if missing_names := sorted(expected.keys() - found.keys()):
+        raise ChargptError(f"{path}: missing tensors: {_first(missing_names)}")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise ChargptError(f"{path}: unexpected tensors: {_first(extra)}")
+    for name, (shape, dtype) in found.items():
+        if shape != expected[name] or dtype != "F32":
+            raise ChargptError(f"{path}: {name} is {dtype} {shape}, expected F32 {expected[name]}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(n[:60] for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,137 @@
+"""The `chargpt` command. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from chargpt.errors import ChargptError, one_line_errors
+
+MODEL = Path("artifacts/model.safetensors")
+
+app = typer.Typer(
+    help="A small language model over characters: generate text, migrate legacy weights, export, inspect.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _main() -> None:
+    pass
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")] = "\n",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Characters to generate.")] = 500,
+    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Texts to generate.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest; 1 samples as learned.")] = 0.8,
+    top_k: Annotated[Optional[int], typer.Option(help="Sample from the k likeliest characters only.")] = None,  # noqa: UP045
+    top_p: Annotated[Optional[float], typer.Option(help="Sample from the likeliest that sum to p.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same text.")] = None,  # noqa: UP045
+    model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Continue a prompt; the text goes to standard output as it is made."""
+    with one_line_errors():
+        import torch
+
+        from chargpt.checkpoint import load_model
+        from chargpt.device import pick_device
+        from chargpt.sampling import stream
+
+        if prompt == "-":
+            prompt = sys.stdin.read()
+        gpt, vocab = load_model(model, pick_device(device))
+        idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
+        generator = torch.Generator()
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+        for sample in range(num_samples):
+            text = stream(gpt, idx, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            if num_samples > 1:
+                sys.stdout.write(("\n" if sample else "") + f"=== sample {sample + 1} ===\n")
+            sys.stdout.write(prompt)
+            for chosen in text:
+                sys.stdout.write(vocab.decode(chosen.tolist()))
+                sys.stdout.flush()
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+@app.command()
+def migrate(
+    weights_dir: Annotated[Path, typer.Option("--weights-dir", help="Directory of legacy <parameter>.txt files.")],
+    corpus: Annotated[Optional[Path], typer.Option(help="The text that the model was trained on.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.safetensors"),
+    config: Annotated[Optional[Path], typer.Option(help="The legacy config.json, if you have it.")] = None,  # noqa: UP045
+    dialect: Annotated[str, typer.Option(help="auto, or gelu|relu-head|embedding, such as relu-embedding.")] = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Last part of the text, on which the loss is measured.")] = 0.1,
+) -> None:
+    """Convert legacy text weights to a model file that computes the same function."""
+    with one_line_errors():
+        import tempfile
+
+        from chargpt import migration
+        from chargpt.data import read_tokens, scan_text, write_tokens
+
+        if corpus is None:
+            raise ChargptError(
+                "legacy weights do not hold their vocabulary: pass --corpus with the text the model was trained on"
+            )
+        if dialect not in ("auto", *migration.DIALECTS):
+            raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(migration.DIALECTS)}")
+        if not 0 < val_fraction < 1:
+            raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
+        vocab, length = scan_text(corpus)
+        with tempfile.TemporaryDirectory() as folder:
+            tokens = Path(folder) / "tokens.safetensors"
+            write_tokens(tokens, corpus, vocab, length, val_fraction)
+            _, val_ids = read_tokens(tokens)
+            found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
+        print(found.report())
+        print(f"wrote {output}; try: chargpt generate --model {output}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
+    output: Annotated[Path, typer.Option(help="Directory to write.")] = Path("hf"),
+) -> None:
+    """Write a Hugging Face directory that transformers loads as GPT-2."""
+    with one_line_errors():
+        from chargpt import export as exporting
+        from chargpt.checkpoint import load_model
+
+        exporting.export(*load_model(model), output)
+        print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+
+
+@app.command()
+def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
+    """Show a model file's architecture, vocabulary and training parameters."""
+    with one_line_errors():
+        from rich import print as show
+        from rich.markup import escape
+
+        from chargpt.checkpoint import load_model, read_metadata
+
+        gpt, vocab = load_model(model)
+        metadata = read_metadata(model)
+        count = sum(p.numel() for p in gpt.parameters())
+        show(f"[bold]{escape(str(model))}[/bold]  format {metadata['format_version']}, {model.stat().st_size:,} bytes")
+        show(f"parameters        {count:,}")
+        for name, value in metadata["config"].items():
+            show(f"{name:<17} {value}")
+        show(f"characters        {escape(repr(''.join(vocab.itos)))}")
+        for name, value in metadata["params"].items():
+            show(f"[dim]trained with[/dim]      {name}: {escape(str(value))}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,122 @@
+"""Files that are whole or not there, and safetensors: the only importer of that library."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.errors import ChargptError
+
+SAFETENSORS_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to, which then replaces it: `path` is whole or as it was.
+
+    Creates the parent directories. On an exception the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk does not say which file it was
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` complete, or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically, line ends as they are."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write JSON atomically: sorted keys, two-space indent, final newline; the same value gives the same bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_arrays(
+    path: str | Path, dtype: np.dtype[Any], sizes: Mapping[str, int], chunks: Iterable[NDArray[Any]]
+) -> None:
+    """Write 1-D tensors of one unsigned dtype to a .safetensors file without holding them in memory.
+
+    sizes: name -> number of elements, in the order in which `chunks` delivers them, split anywhere.
+    Raises ChargptError if the chunks do not add up to the sizes.
+    """
+    header, end = {}, 0
+    for name, size in sizes.items():
+        start, end = end, end + size * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype.name], "shape": [size], "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # the format aligns the data to 8 bytes
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        written = 0
+        for chunk in chunks:
+            written += file.write(chunk.astype(dtype.newbyteorder("<"), copy=False).tobytes())
+        if written != end:
+            raise ChargptError(f"{path}: the text changed while it was being read; run again")
+
+
+def read_arrays(path: str | Path, names: Iterable[str]) -> list[NDArray[Any]]:
+    """Memory-map the named 1-D arrays of a .safetensors file. Raises ChargptError if it is not such a file."""
+    with open_tensors(path) as file:
+        missing = sorted(set(names) - set(file.keys()))
+        if missing:
+            raise ChargptError(f"{path}: has no tensor {', '.join(missing)}; run `dvc repro` to make it again")
+        return [file.get_tensor(name).numpy() for name in names]
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, open for reading as memory-mapped torch tensors.
+
+    Raises ChargptError with the reason if it is missing, empty, truncated or no safetensors file at all.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ChargptError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ChargptError(f"{path}: the file is empty")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write torch tensors atomically; the same tensors and metadata give the same bytes.
+
+    metadata: at most one key, because the library writes several in random order.
+    """
+    from safetensors.torch import save_file
+
+    assert len(metadata) <= 1, "several metadata keys are written in random order"
+    with atomic_path(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))

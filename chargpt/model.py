@@ -1,0 +1,187 @@
+"""The GPT: GPT-2's decoder with the legacy head, and its key/value cache.
+
+Source: Radford et al. 2019 (GPT-2) for the block, openai/gpt-2 and karpathy/nanoGPT for the names.
+Shapes in comments: B batch, T positions, C n_embd, nh n_head, hs head size, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chargpt.errors import ChargptError
+
+Activation = Literal["gelu", "relu"]
+AttentionScale = Literal["head", "embedding"]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture: all that is needed to build the model.
+
+    Raises ChargptError if a size is below 1, `n_embd` is no multiple of `n_head`, `dropout` is outside
+    [0, 1), or `activation` or `attention_scale` is unknown.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+    activation: Activation = "gelu"
+    attention_scale: AttentionScale = "head"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ChargptError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.n_embd % self.n_head:
+            raise ChargptError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise ChargptError(f"dropout is {self.dropout!r}; it must be a number in [0, 1)")
+        if self.activation not in ("gelu", "relu"):
+            raise ChargptError(f"activation is {self.activation!r}; it must be 'gelu' or 'relu'")
+        if self.attention_scale not in ("head", "embedding"):
+            raise ChargptError(f"attention_scale is {self.attention_scale!r}; it must be 'head' or 'embedding'")
+
+    @property
+    def scale(self) -> float:
+        """The factor on attention scores: head size ** -0.5, or the oldest legacy releases' n_embd ** -0.5."""
+        width = self.n_embd // self.n_head if self.attention_scale == "head" else self.n_embd
+        return width**-0.5
+
+
+class KVCache:
+    """Keys and values of the positions a model has already seen, for generating one character at a time.
+
+    `keys` and `values`: per layer (B, nh, block_size, hs), allocated once; the first `length` positions are filled.
+    """
+
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        c = model.config
+        weight = model.wte.weight
+        shape = (c.n_layer, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new positions' k, v (B, nh, T, hs); return all so far (B, nh, length + T, hs)."""
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # queries, keys, values
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.config = config
+        self.layer = layer
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        B, T, C = x.shape
+        # (B, T, 3C) -> three of (B, nh, T, hs)
+        qkv = self.c_attn(x).view(B, T, 3, self.config.n_head, C // self.config.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mask = None
+        if cache is not None and cache.length:
+            k, v = cache.append(self.layer, k, v)
+            if T > 1:  # each new position sees the cached ones and the new ones up to itself
+                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
+        elif cache is not None:
+            cache.append(self.layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.config.dropout if self.training else 0.0,
+            is_causal=k.size(2) == T,
+            scale=self.config.scale,
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """The feed-forward layer, four times as wide inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.act = nn.GELU() if config.activation == "gelu" else nn.ReLU()
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """Character ids in, next-character logits out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+        if not self.wte.weight.is_meta:
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal(0, 0.02), narrower for what writes to the residual stream; biases zero. Source: GPT-2."""
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() == 2:
+                residual = name.endswith("c_proj.weight")
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+
+    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the next character at each position.
+
+        idx: (B, T) int64 in [0, vocab_size), T at most block_size less what `cache` holds, which it then extends.
+        Returns (B, T, vocab_size) float32. Raises ChargptError if T does not fit into block_size.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + idx.size(1)
+        if end > self.config.block_size:
+            raise ChargptError(f"{end} positions do not fit into block_size={self.config.block_size}")
+        x = self.drop(self.wte(idx) + self.wpe.weight[start:end])
+        for block in self.h:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length = end
+        return self.lm_head(self.ln_f(x)).float()

@@ -1,0 +1,172 @@
+"""The pipeline's hyperparameters: the only reader of params.yaml."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from chargpt.errors import ChargptError
+
+PARAMS_FILE = "params.yaml"
+MAX_BYTES = 100_000  # a params file is a page; more is no params file
+DEVICES = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
+MAX_REPORTED = 8  # problems named at once
+
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Text = Annotated[str, Field(min_length=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Params(BaseModel):
+    """Every value of params.yaml, checked for name, type, range and the rules between them.
+
+    Types are strict: `true` is no number, `1.0` no whole number, `"3"` neither; a whole number may stand
+    for a float. params.yaml explains each key.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # data
+    corpus: Text
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    legacy_dir: Text
+    dialect: Literal["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"]
+    # model
+    n_layer: Annotated[int, Field(ge=1, le=1000)]
+    n_head: Size
+    n_embd: Size
+    block_size: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    # training
+    init: Literal["scratch", "migrated"]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    device: Annotated[str, Field(pattern=DEVICES)]
+    batch_size: Size
+    max_iters: Positive
+    eval_interval: Positive
+    lr: Annotated[float, Field(gt=0, le=10)]
+    warmup_iters: Annotated[int, Field(ge=0, le=1_000_000_000)]
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    beta1: Beta
+    beta2: Beta
+    grad_clip: Annotated[float, Field(ge=0, le=1e6)]
+    # sampling
+    prompt: Text
+    num_samples: Annotated[int, Field(ge=1, le=10_000)]
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
+    temperature: Annotated[float, Field(ge=0, le=1e6)]
+    top_k: Annotated[int, Field(ge=1)] | None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None
+
+
+def load_params(path: str | Path = PARAMS_FILE) -> Params:
+    """Read and check the whole of a params.yaml.
+
+    Raises ChargptError with one line per problem: key, value found, what is allowed, nearest valid name.
+    """
+    values = _read_yaml(Path(path))
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        lines = _problems(path, error)
+        more = [f"{path}: and {len(lines) - MAX_REPORTED} more problems"] if len(lines) > MAX_REPORTED else []
+        raise ChargptError("\nerror: ".join(lines[:MAX_REPORTED] + more)) from None
+    if params.n_embd % params.n_head:
+        raise ChargptError(
+            f"{path}: n_embd={params.n_embd} is not a multiple of n_head={params.n_head};"
+            f" try -S n_head={_nearest_divisor(params.n_embd, params.n_head)}"
+        )
+    if params.warmup_iters > params.max_iters:
+        raise ChargptError(
+            f"{path}: warmup_iters={params.warmup_iters} is more than max_iters={params.max_iters}:"
+            " the learning rate would never reach lr; lower warmup_iters"
+        )
+    return params
+
+
+def allowed(field: str) -> str:
+    """What a key accepts, in words: `a number, > 0, <= 10`."""
+    return _describe(Params.model_fields[field])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Parse with the parser and version that DVC uses, so that every value reads as DVC reads it."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ChargptError(f"{path}: no such file; run from the project's root") from None
+    if len(raw) > MAX_BYTES:
+        raise ChargptError(f"{path}: larger than {MAX_BYTES} bytes; it should hold one short line per parameter")
+    try:
+        values = YAML(typ="safe").load(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ChargptError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = str(error.problem).replace("\n", " ").split(" with value")[0]
+        raise ChargptError(f"{path}: line {line}: {problem}: it is there twice; keep one of the two lines") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ChargptError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ChargptError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ChargptError(f"{path}: found {type(values).__name__}, expected lines of the form `key: value`")
+    return {str(key): value for key, value in values.items()}
+
+
+def _problems(path: str | Path, error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Params.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(Params.model_fields)}"
+            lines.append(f"{path}: unknown key {_shorten(key)}: {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{path}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
+        else:
+            value = problem["input"]
+            kind = {"str": "text", "bool": "a boolean", "NoneType": "empty"}.get(type(value).__name__, "")
+            found = f"{_shorten(repr(value))} ({kind})" if kind else _shorten(repr(value))
+            lines.append(f"{path}: {key} is {found}; it must be {allowed(key)}")
+    return list(dict.fromkeys(lines))  # a union reports each of its arms
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _describe(field: FieldInfo) -> str:
+    annotation, optional = field.annotation, False
+    metadata = list(field.metadata)
+    if type(None) in get_args(annotation):
+        annotation, optional = next(a for a in get_args(annotation) if a is not type(None)), True
+    if get_origin(annotation) is Annotated:
+        annotation, *extra = get_args(annotation)
+        metadata += [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])]
+    if get_origin(annotation) is Literal:
+        words = "one of " + ", ".join(get_args(annotation))
+    elif any(getattr(m, "pattern", None) for m in metadata):
+        words = "one of auto, cpu, mps, cuda, cuda:N"
+    else:
+        assert isinstance(annotation, type)
+        words = {int: "a whole number", float: "a number", str: "text, not empty", bool: "true or false"}[annotation]
+    symbols = {Gt: ("gt", ">"), Ge: ("ge", ">="), Lt: ("lt", "<"), Le: ("le", "<=")}
+    bounds = [f"{s} {getattr(m, a):.12g}" for m in metadata for t, (a, s) in symbols.items() if isinstance(m, t)]
+    return ", ".join([words, *bounds]) + (", or null" if optional else "")
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))

@@ -1,0 +1,95 @@
+"""The vocabulary: which characters there are, and their ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.errors import ChargptError
+
+
+class Vocab:
+    """The characters a model knows; a character's id is its position.
+
+    characters: distinct single characters in code-point order, at least one.
+    Raises ChargptError if they are not.
+    """
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.itos: tuple[str, ...] = tuple(characters)
+        if not self.itos:
+            raise ChargptError("a vocabulary needs at least one character")
+        for c in self.itos:
+            if not isinstance(c, str) or len(c) != 1 or "\ud800" <= c <= "\udfff":
+                raise ChargptError(f"vocabulary entry {str(c)[:20]!r} is not a single character")
+        if any(a >= b for a, b in zip(self.itos, self.itos[1:], strict=False)):
+            raise ChargptError("the vocabulary's characters are not distinct and in code-point order")
+        self._table: NDArray[np.unsignedinteger] | None = None  # code point -> id, made at the first use
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest unsigned integer type that holds every id."""
+        return np.min_scalar_type(len(self.itos) - 1)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text's characters, each in [0, len(self)). Raises ChargptError naming a character not known."""
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> NDArray[np.unsignedinteger]:
+        """As `encode`, into an array (len(text),) of `self.dtype`: one table look-up for the whole text."""
+        unknown = len(self.itos)
+        if self._table is None:
+            codes = code_points("".join(self.itos))
+            self._table = np.full(int(codes[-1]) + 2, unknown, dtype=np.min_scalar_type(unknown))
+            self._table[codes] = np.arange(unknown)
+        # "clip" sends every code point beyond the table to its last entry, which is unknown
+        ids = self._table.take(code_points(text), mode="clip")
+        if ids.size and int(ids.max()) == unknown:
+            at = int(np.argmax(ids == unknown))
+            raise ChargptError(
+                f"character {text[at]!r} (at position {at}) is not in the vocabulary of {len(self)} characters"
+            )
+        return ids.astype(self.dtype, copy=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids (any iterable of integers in [0, len(self)), tensors too). Raises ChargptError beyond."""
+        indices = [int(i) for i in ids]
+        for i in indices:
+            if not 0 <= i < len(self.itos):
+                raise ChargptError(f"id {i} is outside the vocabulary of {len(self)} characters")
+        return "".join(self.itos[i] for i in indices)
+
+    def to_json(self) -> str:
+        """JSON text: `{"characters": "..."}`, with a final newline."""
+        return json.dumps({"characters": "".join(self.itos)}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocab:
+        """The vocabulary that `to_json` wrote. Raises ChargptError if it is not one."""
+        try:
+            characters = json.loads(text)["characters"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ChargptError('a vocabulary file must hold {"characters": "..."}') from None
+        if not isinstance(characters, str):
+            raise ChargptError('the vocabulary\'s "characters" must be one string')
+        return cls(characters)
+
+    def __len__(self) -> int:
+        return len(self.itos)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocab) and self.itos == other.itos
+
+    def __hash__(self) -> int:
+        return hash(self.itos)
+
+    def __repr__(self) -> str:
+        return f"Vocab({''.join(self.itos)!r})"
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """The text's code points, (len(text),) uint32; a lone surrogate counts as one too."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -1,0 +1,29 @@
+"""Fetch Tiny Shakespeare to data/input.txt; with another corpus nothing is fetched and the file is empty."""
+
+import sys
+from pathlib import Path
+
+from chargpt.errors import one_line_errors
+from chargpt.params import load_params
+
+OUTPUT = "data/input.txt"
+
+
+def main() -> None:
+    params = load_params()
+    from chargpt.download import download
+    from chargpt.files import atomic_write
+
+    if Path(params.corpus) == Path(OUTPUT):
+        text = download()
+        print(f"download: {len(text)} bytes of Tiny Shakespeare, checksum verified", file=sys.stderr)
+    else:
+        text = b""
+        print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
+    with atomic_write(OUTPUT) as file:
+        file.write(text)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

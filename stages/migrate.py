@@ -1,0 +1,45 @@
+"""Legacy text weights to a model file that computes the same function."""
+
+import sys
+from pathlib import Path
+
+from chargpt.errors import one_line_errors
+from chargpt.params import load_params
+
+OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
+
+
+def main() -> None:
+    params = load_params()
+    from chargpt.data import read_tokens
+    from chargpt.files import write_json, write_text
+    from chargpt.migration import DoesNotFitCorpus, migrate
+    from chargpt.vocab import Vocab
+
+    vocab = Vocab.from_json(Path("artifacts/vocab.json").read_text(encoding="utf-8"))
+    _, val_ids = read_tokens("data/tokens.safetensors")
+    config = Path(params.legacy_dir) / "config.json"
+    try:
+        migration = migrate(
+            Path(params.legacy_dir) / "weights",
+            OUTPUT,
+            vocab,
+            val_ids,
+            config_path=config if config.exists() else None,
+            dialect=params.dialect,
+        )
+    except DoesNotFitCorpus as error:
+        if params.init == "migrated":
+            raise
+        # Whoever trains from scratch on a text of their own has no use for the legacy weights that lie here.
+        print(f"migrate: skipped, as init is scratch: {error}", file=sys.stderr)
+        write_text(OUTPUT, "")
+        write_json(METRICS, {})
+        return
+    write_json(METRICS, migration.metrics())
+    print(migration.report(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

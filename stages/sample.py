@@ -1,0 +1,33 @@
+"""Texts that the trained model writes."""
+
+from chargpt.errors import one_line_errors
+from chargpt.params import load_params
+
+
+def main() -> None:
+    params = load_params()
+    import torch
+
+    from chargpt.checkpoint import load_model
+    from chargpt.device import pick_device
+    from chargpt.files import write_text
+    from chargpt.sampling import generate
+
+    model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
+    prompt = torch.tensor([vocab.encode(params.prompt)] * params.num_samples)
+    ids = generate(
+        model,
+        prompt,
+        params.max_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        generator=torch.Generator().manual_seed(params.seed),
+    )
+    texts = [f"=== sample {i} ===\n{vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
+    write_text("artifacts/sample.txt", "\n".join(texts))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from chargpt.checkpoint import FORMAT_VERSION, load_model, read_metadata, save_model
+from chargpt.errors import ChargptError
+from chargpt.files import open_tensors
+from chargpt.model import GPT, GPTConfig
+from chargpt.vocab import Vocab
+from tests.conftest import random_model
+
+
+@pytest.fixture
+def path(tmp_path: Path, model: GPT, vocab: Vocab) -> Path:
+    save_model(tmp_path / "model.safetensors", model, vocab, {"lr": 0.1})
+    return tmp_path / "model.safetensors"
+
+
+@settings(max_examples=20)
+@given(
+    st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(["gelu", "relu"]),
+    st.sampled_from(["head", "embedding"]),
+)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    characters: set[str],
+    block_size: int,
+    n_layer: int,
+    n_head: int,
+    activation: Any,
+    attention_scale: Any,
+) -> None:
+    config = GPTConfig(len(characters), block_size, n_layer, n_head, 4 * n_head, 0.1, activation, attention_scale)
+    folder = tmp_path_factory.mktemp("round")
+    model, vocab = random_model(config), Vocab(sorted(characters))
+    for name in "ab":
+        save_model(folder / name, model, vocab, {"seed": 1, "lr": 0.5})
+    assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
+    loaded, loaded_vocab = load_model(folder / "a")
+    assert loaded_vocab == vocab
+    assert loaded.config == config
+    assert not loaded.training
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in model.state_dict().items())
+    idx = torch.zeros(1, block_size, dtype=torch.int64)
+    assert torch.equal(loaded(idx), model(idx))
+
+
+def test_one_metadata_key(path: Path) -> None:
+    with open_tensors(path) as file:
+        assert list(file.metadata()) == ["chargpt"]
+    metadata = read_metadata(path)
+    assert metadata["format_version"] == FORMAT_VERSION
+    assert metadata["params"] == {"lr": 0.1}
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(ChargptError, match="no such file"):
+        load_model(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"not a model " * 20, b"\xff" * 64, struct.pack("<Q", 2**63) + b"{}"])
+def test_not_a_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(ChargptError, match=r"m: (the file is empty|truncated or not a safetensors file)"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("keep", [4, 100, 0.5, -1])
+def test_truncated(path: Path, keep: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ChargptError, match="truncated or not a safetensors file"):
+        load_model(path)
+
+
+def test_a_flipped_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChargptError, match="do not match the file's own sha256"):
+        load_model(path)
+
+
+def test_no_chargpt_key(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "m", metadata={"format": "pt"})
+    with pytest.raises(ChargptError, match="without the metadata key `chargpt`"):
+        load_model(tmp_path / "m")
+
+
+def rewrite(
+    path: Path,
+    tensors: Callable[[dict[str, Any]], None] = lambda _: None,
+    metadata: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
+    contents, about = load_file(path), read_metadata(path)
+    tensors(contents)
+    metadata(about)
+    save_file(contents, path, metadata={"chargpt": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": FORMAT_VERSION + 1}, "format version 2 is newer than 1: update chargpt"),
+        ({"format_version": "1"}, "format_version is '1'"),
+        ({"vocab": "abc"}, "vocab_size is 14, but the vocabulary has 3 characters"),
+        ({"vocab": "zyx"}, "not distinct and in code-point order"),
+        ({"config": {}}, "architecture or vocabulary is damaged"),
+        ({"config": None}, "architecture or vocabulary is damaged"),
+        ({"sha256": "0"}, "do not match"),
+    ],
+)
+def test_metadata_that_lies(path: Path, change: dict[str, Any], message: str) -> None:
+    rewrite(path, metadata=lambda about: about.update(change))
+    with pytest.raises(ChargptError, match=message) as error:
+        load_model(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_layer", 10**9, "missing tensors: most of its 1000000000 layers"),
+        ("n_layer", 3, "missing tensors: h.2.attn.c_attn.weight, .* and 8 more"),
+        ("n_layer", 1, "unexpected tensors: h.1"),
+        ("n_embd", 2**40, "wte.weight has shape"),
+        ("block_size", 2**62, "wpe.weight has shape"),
+        ("vocab_size", 2**62, "vocab_size is 4611686018427387904, but"),
+        ("dropout", "x", "dropout is 'x'"),
+        ("n_head", 3, "must be a multiple of n_head"),
+    ],
+)
+def test_config_that_lies(path: Path, key: str, value: Any, message: str) -> None:
+    rewrite(path, metadata=lambda about: about["config"].update({key: value}))
+    with pytest.raises(ChargptError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("ln_f.bias"), "missing tensors: ln_f.bias"),
+        (lambda t: t.pop("wte.weight"), "missing tensors: wte.weight"),
+        (lambda t: t.update(other=torch.zeros(1)), "unexpected tensors: other"),
+        (lambda t: t.update({"ln_f.bias": torch.zeros(9)}), r"ln_f.bias is F32 \[9\], expected F32 \[8\]"),
+        (lambda t: t.update({"ln_f.bias": torch.zeros(8).half()}), r"ln_f.bias is F16 \[8\], expected F32 \[8\]"),
+    ],
+)
+def test_wrong_tensors(path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    rewrite(path, tensors=change)
+    with pytest.raises(ChargptError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize("raw", ["", "[]", "{}", "{", "[" * 100_000, "nan"])
+def test_metadata_that_is_not_ours(tmp_path: Path, raw: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "m", metadata={"chargpt": raw})
+    with pytest.raises(ChargptError, match="not the JSON that chargpt writes"):
+        load_model(tmp_path / "m")
+
+
+def test_a_diverged_model_is_not_saved(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
+    model.ln_f.bias.data[3] = float("nan")
+    with pytest.raises(ChargptError, match=r"not written: ln_f\.bias holds nan"):
+        save_model(tmp_path / "m", model, vocab)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_keeps_what_was_there(path: Path, model: GPT, vocab: Vocab, monkeypatch: Any) -> None:
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        save_model(path, model, vocab)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]

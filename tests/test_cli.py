@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chargpt.checkpoint import load_model, save_model
+from chargpt.model import GPT
+from chargpt.vocab import Vocab
+from tests.pipeline import ROOT
+
+
+def chargpt(*args: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "chargpt.cli", *args]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PYTHONUTF8": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: GPT, vocab: Vocab) -> Path:
+    save_model(tmp_path / "artifacts/model.safetensors", model, vocab, {"lr": 0.1})
+    return tmp_path
+
+
+def test_generate(folder: Path) -> None:
+    options = ["--prompt", "abc", "--max-tokens", "40", "--seed", "1"]
+    first = chargpt("generate", *options, cwd=folder)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith("abc")
+    assert len(first.stdout) == 3 + 40 + 1
+    assert chargpt("generate", *options, cwd=folder).stdout == first.stdout
+    piped = chargpt("generate", "--prompt", "-", *options[2:], cwd=folder, input="abc")
+    assert piped.stdout == first.stdout
+    several = chargpt("generate", *options, "--num-samples", "2", "--top-k", "2", "--top-p", "0.9", cwd=folder)
+    assert several.stdout.count("=== sample") == 2
+
+
+def test_generate_refuses_in_one_line(folder: Path) -> None:
+    for arguments, message in [
+        (["--prompt", "xyz"], "error: character 'x' (at position 0) is not in the vocabulary of 14 characters"),
+        (["--prompt", ""], "error: generation needs a prompt of at least one character"),
+        (["--model", "none.safetensors"], "error: none.safetensors: no such file"),
+        (["--temperature", "-1"], "error: temperature is -1.0; it must be"),
+        (["--device", "cuda:99"], "error: device cuda:99 is not available here"),
+        (["--device", "toaster"], "error: device is 'toaster'"),
+    ]:
+        done = chargpt("generate", *arguments, cwd=folder)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(message), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
+    command = [sys.executable, "-m", "chargpt.cli", "generate", "--max-tokens", "1000000"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for how, status in (("interrupt", 130), ("close", 0)):
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout and process.stderr
+        process.stdout.read(10)
+        if how == "interrupt":
+            process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        assert process.wait(timeout=60) == status
+        assert b"Traceback" not in process.stderr.read()
+        process.stderr.close()
+
+
+def test_help_answers_without_torch(folder: Path) -> None:
+    started = time.perf_counter()
+    done = chargpt("--help", cwd=folder)
+    assert time.perf_counter() - started < 5  # importing torch alone takes longer on a busy machine
+    for command in ("generate", "migrate", "export", "inspect"):
+        assert command in done.stdout
+    check = "import sys, chargpt.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+def test_inspect(folder: Path) -> None:
+    done = chargpt("inspect", cwd=folder)
+    assert done.returncode == 0
+    for words in ("n_embd            8", "activation        gelu", "parameters", "lr: 0.1"):
+        assert words in done.stdout
+
+
+def test_export(folder: Path) -> None:
+    assert chargpt("export", "--output", "hf", cwd=folder).returncode == 0
+    assert (folder / "hf/config.json").is_file()
+    assert chargpt("export", "--output", "artifacts", cwd=folder).returncode == 1
+
+
+def test_migrate(tmp_path: Path) -> None:
+    """On a text that the committed weights were not trained on: refused; with the dialect named: converted."""
+    text = "".join(chr(c) for c in range(65, 65 + 65)) * 20
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    weights = ["--weights-dir", str(ROOT / "data/legacy/weights"), "--config", str(ROOT / "data/legacy/config.json")]
+    refused = chargpt("migrate", *weights, cwd=tmp_path)
+    assert "error: legacy weights do not hold their vocabulary: pass --corpus" in refused.stderr
+    refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", cwd=tmp_path)
+    assert (refused.returncode, "no dialect explains the text" in refused.stderr) == (1, True)
+    refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--dialect", "relu", cwd=tmp_path)
+    assert (refused.returncode, "must be one of auto, gelu-head" in refused.stderr) == (1, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.txt"]
+    done = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--dialect", "relu-embedding", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "largest error 0.0; dialect relu-embedding" in done.stdout
+    model, vocab = load_model(tmp_path / "model.safetensors")
+    assert (len(vocab), model.config.attention_scale) == (65, "embedding")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt import data
+from chargpt.data import (
+    evaluation_batches,
+    read_text,
+    read_tokens,
+    scan_text,
+    split_sizes,
+    training_batch,
+    write_tokens,
+)
+from chargpt.errors import ChargptError
+from chargpt.vocab import Vocab
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every multi-byte character and CRLF falls across pieces somewhere."""
+    monkeypatch.setattr(data, "CHUNK_BYTES", 3)
+
+
+def corpus(tmp_path: Path, content: str | bytes) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+TEXTS = [
+    "ab\ncd" * 9,
+    "\u00e9\u2603\U0001f600" * 7,
+    "".join(map(chr, range(0x4E00, 0x4E00 + 1000))) * 2,
+    "a\x00\u2028b" * 4,
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_prepare_as_the_legacy_system_did(tmp_path: Path, text: str) -> None:
+    path = corpus(tmp_path, text)
+    vocab, length = scan_text(path)
+    assert vocab == Vocab(sorted(set(text)))
+    assert length == len(text)
+    write_tokens(tmp_path / "tokens.safetensors", path, vocab, length, 0.1)
+    train, val = read_tokens(tmp_path / "tokens.safetensors")
+    n = int(0.9 * len(text))
+    assert vocab.decode(train) == text[:n]
+    assert vocab.decode(val) == text[n:]
+    assert train.dtype == vocab.dtype == (np.uint16 if len(vocab) > 256 else np.uint8)
+
+
+@pytest.mark.parametrize("text", ["a\r\nb\rc\n\r\nd\r", "\r\n", "\r", "\n\r"])
+def test_line_ends_become_lf_as_in_text_mode(tmp_path: Path, text: str) -> None:
+    path = corpus(tmp_path, text)
+    with path.open(encoding="utf-8") as file:
+        assert "".join(read_text(path)) == file.read()
+
+
+def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
+    assert "".join(read_text(corpus(tmp_path, b"\xef\xbb\xbfab\xef\xbb\xbfc"))) == "ab\ufeffc"
+
+
+@pytest.mark.parametrize(
+    ("content", "at"),
+    [(b"abcd\xffe", 4), (b"\x80", 0), (b"abc\xe2\x98", 3), ("éééééa".encode() + b"\xc3\x28", 11)],
+)
+def test_invalid_utf8_names_the_byte(tmp_path: Path, content: bytes, at: int) -> None:
+    with pytest.raises(ChargptError, match=rf"corpus\.txt: byte {at} \(0x{content[at]:02x}\) is not UTF-8"):
+        scan_text(corpus(tmp_path, content))
+
+
+@given(st.binary(max_size=40))
+def test_decoding_agrees_with_python(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = corpus(tmp_path_factory.mktemp("x"), content)
+    try:
+        expected = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        with pytest.raises(ChargptError, match=f"byte {error.start} "):
+            list(read_text(path))
+    else:
+        expected = expected.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        assert "".join(read_text(path)) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_empty_text(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ChargptError, match="the text is empty"):
+        scan_text(corpus(tmp_path, content))
+
+
+def test_missing_text(tmp_path: Path) -> None:
+    with pytest.raises(ChargptError, match="no such text file"):
+        scan_text(tmp_path / "nothing.txt")
+
+
+def test_text_that_changes_while_read(tmp_path: Path) -> None:
+    path = corpus(tmp_path, "abcabc")
+    vocab, length = scan_text(path)
+    corpus(tmp_path, "abcabcabc")
+    with pytest.raises(ChargptError, match="changed while it was being read"):
+        write_tokens(tmp_path / "t", path, vocab, length, 0.5)
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+@given(st.integers(4, 10**12), st.floats(0.01, 0.99))
+def test_split_is_whole(length: int, val_fraction: float) -> None:
+    try:
+        train, val = split_sizes(length, val_fraction)
+    except ChargptError:
+        assert length < 400
+    else:
+        assert train + val == length
+        assert train == int((1 - val_fraction) * length)
+        assert min(train, val) >= 2
+
+
+@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))
+def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: int, batch_size: int) -> None:
+    ids = np.arange(n, dtype=np.uint8)
+    inputs, targets = [], []
+    for x, y in evaluation_batches(ids, block_size, batch_size):
+        assert x.shape == y.shape
+        assert x.size(0) <= batch_size and x.size(1) <= block_size
+        inputs += x.flatten().tolist()
+        targets += y.flatten().tolist()
+    assert targets == list(range(1, n))
+    assert inputs == list(range(n - 1))
+
+
+@given(st.integers(0, 10), st.integers(0, 10))
+def test_training_batch(seed: int, step: int) -> None:
+    ids = np.arange(30, dtype=np.uint8)
+    x, y = training_batch(ids, 5, 7, seed, step)
+    assert x.shape == y.shape == (7, 5)
+    assert (y == x + 1).all() and x.min() >= 0 and y.max() <= 29
+    again, _ = training_batch(ids, 5, 7, seed, step)
+    other, _ = training_batch(ids, 5, 7, seed, step + 1)
+    assert (x == again).all() and not (x == other).all()

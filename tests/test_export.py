@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chargpt.errors import ChargptError
+from chargpt.export import export
+from chargpt.model import GPTConfig
+from chargpt.vocab import Vocab
+from tests.conftest import random_model
+
+transformers = pytest.importorskip("transformers")
+VOCAB = Vocab(sorted("\n \"'!abc\u00e9\U0001f600"))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("scale", ["head", "embedding"])
+@pytest.mark.parametrize("n_embd", [6, 12])  # narrower and wider than the vocabulary of 10
+def test_transformers_computes_the_same(tmp_path: Path, activation: Any, scale: Any, n_embd: int) -> None:
+    model = random_model(GPTConfig(10, 8, 2, 3, n_embd, 0.1, activation, scale))
+    export(model, VOCAB, tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    idx = torch.randint(0, 10, (4, 8), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(theirs(idx).logits, model(idx), rtol=0, atol=1e-4)
+
+
+def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
+    model = random_model(GPTConfig(10, 8, 1, 2, 8))
+    export(model, VOCAB, tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "".join(VOCAB.itos) * 2 + " ab  \n\n'a"
+    assert tokenizer(text)["input_ids"] == VOCAB.encode(text)
+    assert tokenizer.decode(VOCAB.encode(text)) == text
+    speak = transformers.pipeline("text-generation", model=str(tmp_path / "hf"))
+    assert speak("ab", max_new_tokens=3, do_sample=False)[0]["generated_text"].startswith("ab")
+
+
+def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
+    model = random_model(GPTConfig(10, 8, 1, 2, 8))
+    export(model, VOCAB, tmp_path / "a")
+    export(model, VOCAB, tmp_path / "b")
+    export(model, VOCAB, tmp_path / "b")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ChargptError, match="is not an earlier export"):
+        export(model, VOCAB, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]

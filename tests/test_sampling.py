@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt.errors import ChargptError
+from chargpt.model import GPT, GPTConfig
+from chargpt.sampling import choose, generate
+from tests.conftest import random_model
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_distribution() -> None:
+    """100,000 evenly spread draws hit each character as often as its probability says, within one draw."""
+    p = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    n = 100_000
+    drawn = choose(p.log().expand(n, 4), (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    assert (torch.bincount(drawn) / n - p).abs().max() <= 1.5 / n
+
+
+logits = st.lists(st.sampled_from([0.0, 1.0, 1.0, -3.0, 50.0, -1e30]), min_size=1, max_size=9)
+uniform = st.floats(0, 1, exclude_max=True)
+
+
+@given(logits, uniform, st.integers(1, 12))
+def test_top_k_admits_k_even_with_ties(values: list[float], u: float, k: int) -> None:
+    row = torch.tensor([values])
+    kept = torch.sort(row, descending=True, stable=True).indices[0, :k].tolist()
+    assert choose(row, torch.tensor([u], dtype=torch.float64), top_k=k).item() in kept
+
+
+@given(logits, uniform, st.sampled_from([1e-9, 0.1, 0.5, 0.9, 1.0]))
+def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], u: float, p: float) -> None:
+    row = torch.tensor([values], dtype=torch.float64)
+    probs, order = torch.sort(row.softmax(-1)[0], descending=True, stable=True)
+    kept, mass = [], 0.0
+    for q, i in zip(probs.tolist(), order.tolist(), strict=True):
+        kept.append(i)
+        mass += q
+        if mass >= p - 1e-12:
+            break
+    assert choose(row, torch.tensor([u], dtype=torch.float64), top_p=p).item() in kept
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, math.nextafter(1, 0)])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-9}])
+def test_greedy_limits(u: float, options: dict[str, float]) -> None:
+    row = torch.tensor([[1.0, 3.0, 2.0, -1e30]])
+    assert choose(row, torch.tensor([u], dtype=torch.float64), **options).item() == 1  # type: ignore[arg-type]
+
+
+def test_hot_limit_is_uniform() -> None:
+    u = (torch.arange(4, dtype=torch.float64) + 0.5) / 4
+    assert sorted(choose(torch.tensor([[1.0, 3.0, 2.0, 0.0]]).expand(4, 4), u, temperature=1e6)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 20])
+def test_generate(model: GPT, length: int) -> None:
+    V = model.config.vocab_size
+    idx = torch.randint(0, V, (2, length), generator=seeded(1))
+    out = generate(model, idx, 30, generator=seeded(2))
+    assert out.shape == (2, length + 30)
+    assert out.dtype == torch.int64
+    assert torch.equal(out[:, :length], idx)
+    assert out.min() >= 0 and out.max() < V
+    assert torch.equal(out, generate(model, idx, 30, generator=seeded(2)))
+    assert not torch.equal(out, generate(model, idx, 30, generator=seeded(3)))
+
+
+def test_a_text_does_not_depend_on_its_batch(model: GPT) -> None:
+    one = generate(model, torch.tensor([[1, 2]]), 40, generator=seeded(5))
+    many = generate(model, torch.tensor([[1, 2]] * 20), 40, generator=seeded(5))
+    assert torch.equal(one[0], many[0])
+    assert len({tuple(row) for row in many.tolist()}) > 1
+
+
+def test_greedy_inside_the_context_is_the_full_recomputation(model: GPT) -> None:
+    idx = torch.tensor([[3, 1]])
+    out = generate(model, idx, 6, temperature=0)
+    for _ in range(6):
+        idx = torch.cat([idx, model(idx)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(out, idx)
+
+
+def test_past_the_context_the_last_half_is_read_again(model: GPT) -> None:
+    """block_size 8, prompt 8: the ninth character is predicted from 8, the tenth from the last 4."""
+    idx = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]])
+    expected = idx
+    for size in [8, 4, 5, 6, 7, 8, 4]:
+        expected = torch.cat([expected, model(expected[:, -size:])[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(generate(model, idx, 7, temperature=0), expected)
+
+
+def test_context_of_one() -> None:
+    model = random_model(GPTConfig(5, 1, 1, 1, 4))
+    assert generate(model, torch.tensor([[0, 1, 2]]), 5).shape == (1, 8)
+
+
+def test_successor_model() -> None:
+    """A model that always predicts the next id counts, whatever the sampling."""
+    model = GPT(GPTConfig(7, 4, 1, 1, 8))
+    for p in model.parameters():
+        torch.nn.init.zeros_(p)
+    model.ln_f.weight.data.fill_(1)
+    model.wte.weight.data[:, :7] = torch.eye(7)
+    model.lm_head.weight.data[:, :7] = 100 * torch.eye(7).roll(1, 0)
+    out = generate(model, torch.tensor([[0], [3]]), 9, generator=seeded(0))
+    assert out.tolist() == [[(s + i) % 7 for i in range(10)] for s in (0, 3)]
+
+
+def test_mode_is_restored(model: GPT) -> None:
+    model.train()
+    generate(model, torch.tensor([[1]]), 2)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"max_tokens": -1}, "max_tokens is -1"),
+        ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "at least one character"),
+    ],
+)
+def test_refused(model: GPT, change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"idx": torch.tensor([[1]]), "max_tokens": 1} | change
+    with pytest.raises(ChargptError, match=message):
+        generate(model, **arguments)  # type: ignore[arg-type]

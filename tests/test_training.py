@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chargpt.errors import ChargptError
+from chargpt.evaluation import evaluate
+from chargpt.model import GPTConfig
+from chargpt.params import Params, load_params
+from chargpt.training import Row, continued_model, learning_rate, make_optimizer, new_model, train
+from tests.conftest import random_model, write_params
+
+IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
+TRAIN, VAL = IDS[:300], IDS[300:]
+
+
+def params_with(tmp_path: Path, **changes: Any) -> Params:
+    return load_params(write_params(tmp_path / "params.yaml", **changes))
+
+
+def run(params: Params) -> tuple[Any, list[Row]]:
+    rows: list[Row] = []
+    return train(new_model(params, 11), TRAIN, VAL, params, rows.append), rows
+
+
+def test_learns_and_records_its_curve(tmp_path: Path) -> None:
+    params = params_with(tmp_path, max_iters=120, eval_interval=50, lr=0.01, n_embd=16)
+    model, rows = run(params)
+    assert [row.step for row in rows] == [0, 50, 100, 120]
+    assert rows[0].val_loss == pytest.approx(math.log(11), abs=0.2)
+    assert rows[-1].val_loss < 1.0 < rows[0].val_loss
+    assert rows[-1].train_loss < rows[1].train_loss
+    assert evaluate(model, VAL) == min(row.val_loss for row in rows)
+    assert rows[-1].lr == pytest.approx(params.lr * params.final_lr_fraction)
+
+
+def test_exactly_max_iters_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(1))
+    run(params_with(tmp_path, max_iters=7))
+    assert len(steps) == 7
+
+
+def test_same_seed_same_weights(tmp_path: Path) -> None:
+    weights = []
+    for seed in (1, 1, 2):
+        model, _ = run(params_with(tmp_path, seed=seed, dropout=0.2))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_best_model_is_kept(tmp_path: Path) -> None:
+    """A rate so high that later evaluations are worse than an earlier one."""
+    params = params_with(tmp_path, lr=1.0, warmup_iters=0, final_lr_fraction=1.0, max_iters=20, eval_interval=1)
+    model, rows = run(params)
+    losses = [row.val_loss for row in rows]
+    assert losses[-1] > min(losses)
+    assert evaluate(model, VAL) == min(losses)
+
+
+def test_a_diverging_loss_stops(tmp_path: Path) -> None:
+    params = params_with(tmp_path)
+    model = new_model(params, 11)
+    model.lm_head.weight.data[0].fill_(float("nan"))
+    with pytest.raises(ChargptError, match=r"step 0: .*validation loss (nan|inf): training diverged, .*-S lr="):
+        train(model, TRAIN, VAL, params, lambda row: None)
+
+
+def test_text_shorter_than_block_size(tmp_path: Path) -> None:
+    params = params_with(tmp_path, block_size=300)
+    with pytest.raises(ChargptError, match=r"300 characters to train on; block_size=300 needs at least 301.*-S block"):
+        run(params)
+
+
+def test_learning_rate(tmp_path: Path) -> None:
+    params = params_with(tmp_path, lr=1.0, warmup_iters=4, max_iters=104, final_lr_fraction=0.1)
+    rates = [learning_rate(step, params) for step in range(105)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[54] == pytest.approx(0.55)
+    assert rates[104] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[4:]))
+
+
+def test_weight_decay_on_matrices_only(toy_params: Params) -> None:
+    model = new_model(toy_params, 11)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, plain = make_optimizer(model, toy_params).param_groups
+    assert decayed["weight_decay"] == toy_params.weight_decay > 0
+    assert plain["weight_decay"] == 0
+    matrices = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    assert {names[id(p)] for p in decayed["params"]} == {f"h.0.{m}.weight" for m in matrices} | {"lm_head.weight"}
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_migrated_model_of_another_shape(toy_params: Params) -> None:
+    migrated = random_model(GPTConfig(11, 16, 3, 2, 8, activation="relu", attention_scale="embedding"))
+    with pytest.raises(ChargptError) as error:
+        continued_model(migrated, toy_params)
+    for words in ("n_layer is 1, the migrated model has 3", "block_size is 8, the migrated model has 16"):
+        assert words in str(error.value)
+    assert "use -S n_layer=3 -S block_size=16" in str(error.value)
+
+
+def test_migrated_model_starts_where_it_was(toy_params: Params) -> None:
+    migrated = random_model(GPTConfig(11, 8, 1, 2, 8, activation="relu", attention_scale="embedding"))
+    rows: list[Row] = []
+    model = train(continued_model(migrated, toy_params), TRAIN, VAL, toy_params, rows.append)
+    assert rows[0].val_loss == evaluate(migrated, VAL)
+    assert (model.config.activation, model.config.attention_scale) == ("relu", "embedding")
+
+
+def test_row_prints_as_tsv() -> None:
+    assert Row.HEADER.rstrip().split("\t") == ["step", "train_loss", "val_loss", "lr"]
+    assert str(Row(5, 1.5, 2.25, 1e-3)) == "5\t1.500000\t2.250000\t0.001\n"
