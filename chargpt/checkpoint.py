@@ -1,7 +1,7 @@
 """A model and its vocabulary in one self-contained .safetensors file, and back.
 
 The file holds the tensors and one metadata key, `chargpt`: JSON with `format_version`, `config` (the
-architecture), `vocab` (the characters), `params` (what it was trained with) and `sha256` (of the tensors).
+architecture), `vocab` (the characters), `params` (what it was trained with) and `sha256` (of all of it).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 
 FORMAT_VERSION = 1
+TENSORS_PER_LAYER = 11
 
 
 def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, Any] | None = None) -> None:
@@ -39,8 +40,8 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
         "config": asdict(model.config),
         "vocab": "".join(vocab.itos),
         "params": dict(params or {}),
-        "sha256": tensor_hash(tensors),
     }
+    metadata["sha256"] = tensor_hash(tensors, metadata)
     write_tensors(path, tensors, {"chargpt": json.dumps(metadata, sort_keys=True)})
 
 
@@ -54,10 +55,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GP
         config, vocab = _parse_config(path, metadata)
         _check_shapes(path, file, config)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    if tensor_hash(tensors) != metadata.get("sha256"):
-        raise ChargptError(
-            f"{path}: the weights do not match the file's own sha256: damaged on its way; fetch it again"
-        )
+    claimed = metadata.pop("sha256", None)
+    if tensor_hash(tensors, metadata) != claimed:
+        raise ChargptError(f"{path}: the content does not match its own sha256: damaged on its way; fetch it again")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ChargptError(f"{path}: {name} holds nan or infinite values: the weights of a diverged model")
     with torch.device("meta"):  # no initialising of weights that are replaced at once
         model = GPT(config)
     model.load_state_dict(tensors, assign=True)
@@ -70,11 +73,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return _parse_metadata(path, file.metadata())
 
 
-def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 (hexadecimal) over the tensors' bytes, in the order of their names."""
+def tensor_hash(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """sha256 (hexadecimal) over the tensors' bytes, in the order of their names, and then the facts as sorted JSON."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().data)
+    digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -86,6 +90,8 @@ def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str
         version = metadata["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ChargptError(f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes") from None
+    if not isinstance(metadata.get("params"), dict):
+        raise ChargptError(f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes")
     if type(version) is not int or version < 1:
         raise ChargptError(f"{path}: format_version is {str(version)[:20]!r}; expected {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
@@ -114,8 +120,8 @@ def _check_shapes(path: str | Path, file: Any, config: GPTConfig) -> None:
     for name, shape in outer.items():
         if name in found and found[name][0] != shape:
             raise ChargptError(f"{path}: {name} has shape {found[name][0]}, expected {shape}")
-    if config.n_layer > len(found) or not outer.keys() <= found.keys():
-        missing = ", ".join(sorted(outer.keys() - found.keys())) or f"most of its {config.n_layer} layers"
+    if TENSORS_PER_LAYER * config.n_layer > len(found) or not outer.keys() <= found.keys():
+        missing = ", ".join(sorted(outer.keys() - found.keys())) or f"its {config.n_layer} layers are not all there"
         raise ChargptError(f"{path}: missing tensors: {missing}")
     with torch.device("meta"):
         expected = {name: list(t.shape) for name, t in GPT(config).state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -27,7 +28,9 @@ def _main() -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")] = "\n",
+    prompt: Annotated[
+        str, typer.Option(help="Text to continue; - reads it from standard input.", show_default="a line break")
+    ] = "\n",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Characters to generate.")] = 500,
     num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Texts to generate.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest; 1 samples as learned.")] = 0.8,
@@ -46,7 +49,12 @@ def generate(
         from chargpt.sampling import stream
 
         if prompt == "-":
-            prompt = sys.stdin.read()
+            try:
+                prompt = sys.stdin.buffer.read().decode("utf-8")
+            except (AttributeError, UnicodeDecodeError):
+                raise ChargptError("standard input is closed or not UTF-8 text") from None
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
         gpt, vocab = load_model(model, pick_device(device))
         idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
         generator = torch.Generator()
@@ -92,7 +100,7 @@ def migrate(
         with tempfile.TemporaryDirectory() as folder:
             tokens = Path(folder) / "tokens.safetensors"
             write_tokens(tokens, corpus, vocab, length, val_fraction)
-            _, val_ids = read_tokens(tokens)
+            _, val_ids = read_tokens(tokens, vocab)
             found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
         print(found.report())
         print(f"wrote {output}; try: chargpt generate --model {output}")
@@ -116,21 +124,17 @@ def export(
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
     with one_line_errors():
-        from rich import print as show
-        from rich.markup import escape
-
         from chargpt.checkpoint import load_model, read_metadata
 
         gpt, vocab = load_model(model)
         metadata = read_metadata(model)
         count = sum(p.numel() for p in gpt.parameters())
-        show(f"[bold]{escape(str(model))}[/bold]  format {metadata['format_version']}, {model.stat().st_size:,} bytes")
-        show(f"parameters        {count:,}")
-        for name, value in metadata["config"].items():
-            show(f"{name:<17} {value}")
-        show(f"characters        {escape(repr(''.join(vocab.itos)))}")
-        for name, value in metadata["params"].items():
-            show(f"[dim]trained with[/dim]      {name}: {escape(str(value))}")
+        facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}
+        facts |= {"parameters": f"{count:,}"} | metadata["config"]
+        facts |= {"characters": "".join(vocab.itos)}
+        facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
+        for name, value in facts.items():
+            print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
 
 
 if __name__ == "__main__":

@@ -90,9 +90,18 @@ def write_tokens(path: str | Path, corpus: str | Path, vocab: Vocab, length: int
     write_arrays(path, vocab.dtype, {"train": train, "val": val}, chunks)
 
 
-def read_tokens(path: str | Path) -> tuple[Ids, Ids]:
-    """Training and validation ids, memory-mapped 1-D unsigned arrays."""
+def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
+    """Training and validation ids, memory-mapped 1-D unsigned arrays of at least two.
+
+    Raises ChargptError if the file holds something else, or an id that the vocabulary does not have.
+    """
     train, val = read_arrays(path, ["train", "val"])
+    for name, ids in (("train", train), ("val", val)):
+        if ids.ndim != 1 or ids.dtype != vocab.dtype or len(ids) < 2 or int(ids.max()) >= len(vocab):
+            raise ChargptError(
+                f"{path}: {name} does not hold ids of the vocabulary's {len(vocab)} characters;"
+                " run `dvc repro -f prepare` to make it again"
+            )
     return train, val
 
 

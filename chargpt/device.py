@@ -1,10 +1,13 @@
-"""Which device to compute on."""
+"""What to compute on: device, number format, and how many processes."""
 
 from __future__ import annotations
 
+import os
 import re
+from types import TracebackType
 
 import torch
+import torch.distributed as dist
 
 from chargpt.errors import ChargptError
 from chargpt.params import DEVICES
@@ -24,3 +27,63 @@ def pick_device(device: str) -> torch.device:
     if int(number or 0) >= here:
         raise ChargptError(f"device {device} is not available here; use -S device=auto")
     return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format of matrix products while training; weights stay float32.
+
+    `auto` takes bfloat16 where a GPU computes it natively, else float32.
+    Raises ChargptError if the device cannot do what is asked for.
+    """
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if dtype == "bfloat16" and device.type == "mps":
+        raise ChargptError("dtype bfloat16 is not supported on mps; use -S dtype=float32")
+    if dtype == "bfloat16" and device.type == "cuda" and not native:
+        raise ChargptError(f"dtype bfloat16 is not supported by {device}; use -S dtype=float32")
+    return torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and native) else torch.float32
+
+
+class World:
+    """The processes that train together: one, or those that torchrun started.
+
+    rank: this process's number, 0 is the one that writes. size: how many there are.
+    Source: PyTorch's torchrun environment variables.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+        self.rank = int(os.environ["RANK"]) if self.size > 1 else 0
+        self.device = device
+        if self.size > 1 and device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
+
+    def __enter__(self) -> World:
+        if self.size > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        # After an error the others may never arrive: end at once, and torchrun ends them.
+        if self.size > 1 and (kind is None or issubclass(kind, SystemExit)):
+            dist.destroy_process_group()
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def any(self, value: bool) -> bool:
+        """Whether `value` is true in any process, so that all decide alike."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor(int(value), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean over processes."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value = value / self.size
+        return value

@@ -10,6 +10,7 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable
+from http.client import HTTPException
 from pathlib import Path
 
 from chargpt.errors import ChargptError
@@ -48,7 +49,7 @@ def first_verified(sources: Iterable[tuple[str, Callable[[], bytes]]]) -> bytes:
             text = fetch()
         except FileNotFoundError:
             continue  # no cached copy yet
-        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+        except (OSError, ValueError, HTTPException, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
             failures.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
         digest = hashlib.sha256(text).hexdigest()

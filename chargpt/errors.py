@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class ChargptError(ValueError):
@@ -22,18 +24,34 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     except ChargptError as error:
-        sys.exit(f"error: {error}")
+        _fail(str(error))
     except BrokenPipeError:
-        # Python flushes stdout once more at exit and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         sys.exit(0)
     except OSError as error:
+        _silence_stdout()
         if error.errno == errno.ENOSPC:
-            sys.exit(f"error: {error.filename or 'output'}: no space left on the disk; free some and run again")
-        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
-    except MemoryError:
-        sys.exit("error: not enough memory; use a smaller model (n_layer, n_embd), batch_size or block_size")
+            _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(
+            "out of memory|not enough memory|can't allocate", str(error)
+        ):
+            raise
+        _fail("not enough memory; use a smaller model (n_layer, n_embd), batch_size or block_size")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    """End with a message in which control characters of a stranger's file are written out."""
+    sys.exit("error: " + "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message))
+
+
+def _silence_stdout() -> None:
+    """Python flushes stdout once more at exit and would complain there."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,10 +6,7 @@ transposed, its attention scale is always that of the head, and its output head 
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +14,31 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import ChargptError
-from chargpt.files import write_tensors
+from chargpt.files import write_json, write_tensors
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 
 LAYER_NORM_EPS = 1e-5
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
 def export(model: GPT, vocab: Vocab, output: str | Path) -> None:
     """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json into the directory `output`.
 
-    A directory that is there already is replaced if it is an export (it has a config.json) or empty.
-    Raises ChargptError if it is something else. The same model gives the same bytes.
+    An earlier export is overwritten, file by file; nothing is ever removed. The same model gives the same bytes.
+    Raises ChargptError if `output` holds anything else.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").exists())):
-        raise ChargptError(f"{output}: exists and is not an earlier export; choose another --output or remove it")
+    if output.exists() and not (output.is_dir() and {p.name for p in output.iterdir()} in (set(), FILES)):
+        raise ChargptError(f"{output}: holds something else than an earlier export; choose another directory")
     tensors, config = gpt2_layout(model)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir(parents=True)
-        write_tensors(partial / "model.safetensors", tensors, {"format": "pt"})
-        _write_json(partial / "config.json", config)
-        _write_json(partial / "tokenizer.json", tokenizer(vocab))
-        tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        _write_json(partial / "tokenizer_config.json", tokenizer_config)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    write_tensors(output / "model.safetensors", tensors, {"format": "pt"})
+    write_json(output / "config.json", config)
+    write_json(output / "tokenizer.json", tokenizer(vocab))
+    write_json(
+        output / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
+    )
 
 
 def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -56,8 +48,9 @@ def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
     head_bias = weights.pop("lm_head.bias")
     # The head's bias b, moved into the final LayerNorm's: W (x + d) = W x + b, where W d = b has a solution.
     shift = torch.linalg.lstsq(weights["lm_head.weight"], head_bias[:, None], driver="gelsd").solution[:, 0]
+    shift = shift.float().double()  # as it will be stored; a huge one would drown what it is added to
     extra = 0
-    if torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-6):
+    if shift.abs().max() < 100 and torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5):
         weights["ln_f.bias"] += shift
     else:
         extra = c.n_head
@@ -148,7 +141,3 @@ def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig) -> dict[
     wide["ln_f.bias"][C] = 1
     wide["lm_head.weight"][:, C] = head_bias
     return wide
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +27,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Creates the parent directories. On an exception the temporary file is removed.
     """
     path = Path(path)
+    if not path.name or path.is_dir():
+        raise ChargptError(f"{str(path)!r} is a directory; give the path of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".chargpt-{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -115,8 +119,14 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
 
     metadata: at most one key, because the library writes several in random order.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     assert len(metadata) <= 1, "several metadata keys are written in random order"
     with atomic_path(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # the library's wrapping of what the operating system said
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from None

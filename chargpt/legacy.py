@@ -21,6 +21,7 @@ from chargpt.errors import ChargptError
 MAX_REPORTED = 20  # problems named in one report; the rest is counted
 MAX_SHAPE_LINE = 200  # bytes; `# shape: [1000000, 1000000]` has 27
 MAX_VALUE_BYTES = 64  # per value, line end and blank lines included; Python writes at most 26
+MAX_CONFIG_BYTES = 100_000
 CHUNK_BYTES = 1 << 20
 SHAPE = re.compile(rb"#\s*shape:\s*\[\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?,?\s*\]\s*")
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,3})\.")
@@ -96,6 +97,8 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     """Parameter name -> file, regular files only; hidden files (.gitignore, .DS_Store) are passed over."""
     if not folder.is_dir():
         raise ChargptError(f"{folder}: no such directory of legacy weights (one .txt file per parameter)")
+    if (folder / "weights").is_dir() and not (folder / "lm_head.weight.txt").exists():
+        raise ChargptError(f"{folder}: holds a directory `weights` instead of weights; pass {folder / 'weights'}")
     files = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
@@ -251,9 +254,12 @@ def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
 def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ChargptError(f"{path}: no such file") from None
+        if not path.is_file():
+            raise ChargptError(f"{path}: no such file")
+        with path.open("rb") as file:
+            config = json.loads(file.read(MAX_CONFIG_BYTES).decode("utf-8-sig"))
+    except ChargptError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ChargptError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):

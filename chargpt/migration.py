@@ -7,6 +7,7 @@ the text the model was trained on, so the four combinations are scored on it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -115,6 +116,7 @@ def choose_dialect(losses: dict[str, float], without_context: float, weights_dir
     without_context: the loss of knowing the text's character frequencies only; a trained model is better.
     Raises DoesNotFitCorpus if none is, or if the best two are too close to tell.
     """
+    losses = {name: loss if math.isfinite(loss) else math.inf for name, loss in losses.items()}
     ranking = sorted(losses, key=lambda name: losses[name])
     best, second = ranking[:2]
     table = ", ".join(f"{name} {losses[name]:.4f}" for name in ranking)

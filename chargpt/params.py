@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from chargpt.errors import ChargptError
 
@@ -50,13 +51,18 @@ class Params(BaseModel):
     init: Literal["scratch", "migrated"]
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
     device: Annotated[str, Field(pattern=DEVICES)]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    compile: bool
+    launch: Text
     batch_size: Size
     max_iters: Positive
     eval_interval: Positive
+    optimizer: Literal["muon", "adamw"]
     lr: Annotated[float, Field(gt=0, le=10)]
     warmup_iters: Annotated[int, Field(ge=0, le=1_000_000_000)]
     final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0, le=10)]
+    momentum: Beta
     beta1: Beta
     beta2: Beta
     grad_clip: Annotated[float, Field(ge=0, le=1e6)]
@@ -119,8 +125,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ChargptError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ChargptError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the parser lets errors of many kinds through for odd tags and keys
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ChargptError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(values, dict):
         raise ChargptError(f"{path}: found {type(values).__name__}, expected lines of the form `key: value`")
     return {str(key): value for key, value in values.items()}
@@ -133,19 +140,25 @@ def _problems(path: str | Path, error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Params.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(Params.model_fields)}"
-            lines.append(f"{path}: unknown key {_shorten(key)}: {hint}")
+            lines.append(f"{path}: unknown key {key if key.isidentifier() else _show(key)}: {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{path}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
         else:
             value = problem["input"]
             kind = {"str": "text", "bool": "a boolean", "NoneType": "empty"}.get(type(value).__name__, "")
-            found = f"{_shorten(repr(value))} ({kind})" if kind else _shorten(repr(value))
+            found = f"{_show(value)} ({kind})" if kind else _show(value)
             lines.append(f"{path}: {key} is {found}; it must be {allowed(key)}")
     return list(dict.fromkeys(lines))  # a union reports each of its arms
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+def _show(value: object) -> str:
+    """A value in at most a line; nested aliases and giant numbers are not written out."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    try:
+        return short.repr(value)
+    except ValueError:  # a number of thousands of digits
+        return "a number too long to show"
 
 
 def _describe(field: FieldInfo) -> str:

@@ -20,6 +20,8 @@ def choose(
     temperature: 0 takes the most likely. top_k: keep the k most likely (of equals, those with the lower id).
     top_p: keep the fewest most likely whose probabilities reach top_p (Source: Holtzman et al. 2020).
     """
+    if not logits.isfinite().all():
+        raise ChargptError("the model's predictions are not finite numbers: the weights of a diverged model")
     logits, order = torch.sort(logits.double(), dim=-1, descending=True, stable=True)
     if temperature == 0:
         return order[:, 0]

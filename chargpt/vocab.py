@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,15 +68,15 @@ class Vocab:
         return json.dumps({"characters": "".join(self.itos)}) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Vocab:
-        """The vocabulary that `to_json` wrote. Raises ChargptError if it is not one."""
+    def load(cls, path: str | Path) -> Vocab:
+        """The vocabulary in a file that holds `to_json`. Raises ChargptError if it does not."""
         try:
-            characters = json.loads(text)["characters"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ChargptError('a vocabulary file must hold {"characters": "..."}') from None
-        if not isinstance(characters, str):
-            raise ChargptError('the vocabulary\'s "characters" must be one string')
-        return cls(characters)
+            return cls(list(json.loads(Path(path).read_text(encoding="utf-8"))["characters"]))
+        except FileNotFoundError:
+            raise ChargptError(f"{path}: no such file; run `dvc repro` to make it") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # ChargptError is a ValueError
+            reason = f": {error}" if isinstance(error, ChargptError) else ""
+            raise ChargptError(f'{path}: not a vocabulary like {{"characters": "abc"}}{reason}') from None
 
     def __len__(self) -> int:
         return len(self.itos)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from chargpt.errors import one_line_errors
+from chargpt.errors import ChargptError, one_line_errors
 from chargpt.params import load_params
 
 OUTPUT = "data/input.txt"
@@ -18,6 +18,8 @@ def main() -> None:
         text = download()
         print(f"download: {len(text)} bytes of Tiny Shakespeare, checksum verified", file=sys.stderr)
     else:
+        if not Path(params.corpus).is_file():
+            raise ChargptError(f"params.yaml: corpus is {params.corpus!r}, and there is no such file")
         text = b""
         print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
     with atomic_write(OUTPUT) as file:

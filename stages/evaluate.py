@@ -14,8 +14,8 @@ def main() -> None:
     from chargpt.evaluation import evaluate, metrics
     from chargpt.files import write_json
 
-    model, _ = load_model("artifacts/model.safetensors", pick_device(params.device))
-    _, val_ids = read_tokens("data/tokens.safetensors")
+    model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
+    _, val_ids = read_tokens("data/tokens.safetensors", vocab)
     figures = metrics(evaluate(model, val_ids))
     write_json("metrics/evaluate.json", figures)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()), file=sys.stderr)

@@ -16,8 +16,8 @@ def main() -> None:
     from chargpt.migration import DoesNotFitCorpus, migrate
     from chargpt.vocab import Vocab
 
-    vocab = Vocab.from_json(Path("artifacts/vocab.json").read_text(encoding="utf-8"))
-    _, val_ids = read_tokens("data/tokens.safetensors")
+    vocab = Vocab.load("artifacts/vocab.json")
+    _, val_ids = read_tokens("data/tokens.safetensors", vocab)
     config = Path(params.legacy_dir) / "config.json"
     try:
         migration = migrate(
@@ -32,7 +32,7 @@ def main() -> None:
         if params.init == "migrated":
             raise
         # Whoever trains from scratch on a text of their own has no use for the legacy weights that lie here.
-        print(f"migrate: skipped, as init is scratch: {error}", file=sys.stderr)
+        print(f"migrate: skipped; init is scratch and needs no legacy model ({error})", file=sys.stderr)
         write_text(OUTPUT, "")
         write_json(METRICS, {})
         return

@@ -1,6 +1,6 @@
 """Texts that the trained model writes."""
 
-from chargpt.errors import one_line_errors
+from chargpt.errors import ChargptError, one_line_errors
 from chargpt.params import load_params
 
 
@@ -14,7 +14,10 @@ def main() -> None:
     from chargpt.sampling import generate
 
     model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
-    prompt = torch.tensor([vocab.encode(params.prompt)] * params.num_samples)
+    try:
+        prompt = torch.tensor([vocab.encode(params.prompt)] * params.num_samples)
+    except ChargptError as error:
+        raise ChargptError(f"prompt: {error}; choose another with -S prompt=...") from None
     ids = generate(
         model,
         prompt,

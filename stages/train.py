@@ -1,34 +1,47 @@
-"""Train the model on the tokens, from scratch or from the migrated model."""
+"""Train the model on the tokens, from scratch or from the migrated model; continues after an interruption."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from chargpt.errors import one_line_errors
 from chargpt.params import load_params
+
+VOCAB, TOKENS, MIGRATED = "artifacts/vocab.json", "data/tokens.safetensors", "artifacts/migrated.safetensors"
+CURVE = "metrics/curves.tsv"
 
 
 def main() -> None:
     params = load_params()
     from chargpt.checkpoint import load_model, save_model
     from chargpt.data import read_tokens
+    from chargpt.device import World, pick_device
     from chargpt.errors import ChargptError
-    from chargpt.training import TRAINING_KEYS, Row, continued_model, new_model, train
+    from chargpt.resume import State, check_unchanged, code_files, read_inputs
+    from chargpt.training import TRAINING_KEYS, Curve, continued_model, new_model, settings, train
     from chargpt.vocab import Vocab
 
-    vocab = Vocab.from_json(Path("artifacts/vocab.json").read_text(encoding="utf-8"))
-    train_ids, val_ids = read_tokens("data/tokens.safetensors")
-    if params.init == "migrated":
-        migrated, known = load_model("artifacts/migrated.safetensors")
-        if known != vocab:
-            raise ChargptError(f"{params.corpus}: its characters are not those of the migrated model")
-        model = continued_model(migrated, params)
-    else:
-        model = new_model(params, len(vocab))
-    curve = Path("metrics/curves.tsv")
-    curve.parent.mkdir(exist_ok=True)
-    with curve.open("w", newline="\n", buffering=1) as file:  # line by line, so that it can be watched
-        file.write(Row.HEADER)
-        model = train(model, train_ids, val_ids, params, on_row=lambda row: print(row, end="", file=file))
-    save_model("artifacts/model.safetensors", model, vocab, params.model_dump(include=TRAINING_KEYS))
+    with World(pick_device(params.device)) as world:
+        data = [Path(VOCAB), Path(TOKENS), *([Path(MIGRATED)] if params.init == "migrated" else [])]
+        files = [*code_files(), *data]
+        inputs = read_inputs(params.model_dump(include=TRAINING_KEYS) | settings(world), files)
+        vocab = Vocab.load(VOCAB)
+        train_ids, val_ids = read_tokens(TOKENS, vocab)
+        if params.init == "migrated":
+            migrated, known = load_model(MIGRATED)
+            if known != vocab:
+                raise ChargptError(f"{VOCAB}: the corpus has other characters than the migrated model knows")
+            model = continued_model(migrated, params)
+        else:
+            model = new_model(params, len(vocab))
+        state = State(inputs)
+        with state.locked() if world.rank == 0 else nullcontext(), Curve(CURVE) as curve:
+            world.wait()  # for the lock
+            model = train(model, train_ids, val_ids, params, curve.add, state=state, world=world)
+            if world.rank == 0:
+                now = load_params().model_dump(include=TRAINING_KEYS) | settings(world)
+                check_unchanged(inputs, read_inputs(now, files))
+                save_model("artifacts/model.safetensors", model, vocab, params.model_dump(include=TRAINING_KEYS))
+                state.clear()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +70,70 @@ def random_model(config: GPTConfig, seed: int = 0) -> GPT:
 # one slow example on a busy machine is no failure
 hypothesis.settings.register_profile("chargpt", deadline=None)
 hypothesis.settings.load_profile("chargpt")
+
+
+# a pipeline in a clone of its own
+
+TEXT = "".join(f"{i} bottles of beer on the wall,\n" for i in range(400))
+Run = Callable[..., subprocess.CompletedProcess[str]]
+IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+
+
+def clone(folder: Path) -> None:
+    """The project as `git add --all` sees it, in a fresh repository with toy parameters and a text of its own."""
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in files.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data/mine.txt").write_text(TEXT, newline="\n")
+    write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9")
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repo")
+    clone(folder)
+    for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "start"]):
+        subprocess.run(["git", *IDENTITY, *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(repo: Path) -> dict[str, str]:
+    """For commands in the clone: no git identity, no network, DVC directories of its own."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_", "PYTHONPATH"))}
+    return inherited | {
+        "HOME": str(repo.parent),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "DVC_SITE_CACHE_DIR": str(repo.parent / "site"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CHARGPT_CACHE_DIR": str(repo.parent / "cache"),
+        "https_proxy": "http://127.0.0.1:9",
+        "PIP_NO_INDEX": "1",
+        "OMP_NUM_THREADS": "1",  # at toy size more threads only wait for one another
+    }
+
+
+@pytest.fixture(scope="module")
+def run(repo: Path, environment: dict[str, str]) -> Run:
+    """Runs a command in the clone."""
+
+    def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def undo(run: Run) -> None:
+    """Back to the committed run, as a user would go back."""
+    run("git", "reset", "-q", "--hard")
+    run("dvc", "checkout", "-q", "--force")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from chargpt import data
 from chargpt.data import (
@@ -48,7 +50,7 @@ def test_prepare_as_the_legacy_system_did(tmp_path: Path, text: str) -> None:
     assert vocab == Vocab(sorted(set(text)))
     assert length == len(text)
     write_tokens(tmp_path / "tokens.safetensors", path, vocab, length, 0.1)
-    train, val = read_tokens(tmp_path / "tokens.safetensors")
+    train, val = read_tokens(tmp_path / "tokens.safetensors", vocab)
     n = int(0.9 * len(text))
     assert vocab.decode(train) == text[:n]
     assert vocab.decode(val) == text[n:]
@@ -142,3 +144,19 @@ def test_training_batch(seed: int, step: int) -> None:
     again, _ = training_batch(ids, 5, 7, seed, step)
     other, _ = training_batch(ids, 5, 7, seed, step + 1)
     assert (x == again).all() and not (x == other).all()
+
+
+@pytest.mark.parametrize(
+    "val", [[0, 3], [0], [], [[0, 1], [1, 0]], np.array([0, 1], np.int64), np.array([0, 1], np.float32)]
+)
+def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
+    arrays = {"train": np.zeros(5, np.uint8), "val": np.asarray(val, getattr(val, "dtype", np.uint8))}
+    save_file(arrays, tmp_path / "t")
+    with pytest.raises(ChargptError, match="val does not hold ids of the vocabulary's 3 characters"):
+        read_tokens(tmp_path / "t", Vocab("abc"))
+
+
+def test_tokens_without_a_split(tmp_path: Path) -> None:
+    save_file({"train": np.zeros(5, np.uint8)}, tmp_path / "t")
+    with pytest.raises(ChargptError, match="has no tensor val"):
+        read_tokens(tmp_path / "t", Vocab("abc"))

@@ -48,8 +48,9 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(ChargptError, match="is not an earlier export"):
+    for name in ("thesis.txt", "config.json"):
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(ChargptError, match="holds something else than an earlier export"):
         export(model, VOCAB, tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert {p.name: p.stat().st_size for p in (tmp_path / "mine").iterdir()} == {"thesis.txt": 0, "config.json": 0}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]

@@ -64,7 +64,18 @@ def test_duplicate_key(tmp_path: Path) -> None:
         load_params(path)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "lr: [\n", "lr: \t1: 2\n", "\x00", "a: &a [*a]\n", "[" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "- 1\n", "lr: [\n", "lr: \t1: 2\n", "\x00", "a: &a [*a]\n", "[" * 5000, "lr: !!bool maybe\n"],
+        *[
+            "seed: !!int ''\n",
+            "? [a, [b]]\n: c\n",
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\nlr: [*a, *a]\n",
+            "seed: 0x" + "f" * 5000,
+        ],
+    ],
+)
 def test_no_yaml_mapping(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ChargptError, match=r"params\.yaml") as error:

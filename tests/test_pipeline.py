@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +16,17 @@ from ruamel.yaml import YAML
 
 from chargpt.checkpoint import load_model, read_metadata
 from chargpt.params import load_params
-from tests.conftest import write_params
+from tests.conftest import IDENTITY, TEXT, Run, undo, write_params
 from tests.pipeline import ROOT, Recorder, imported_files
 
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-TEXT = "".join(f"{i} bottles of beer on the wall,\n" for i in range(400))
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_deps_are_the_real_imports(stage: str) -> None:
     declared = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
     assert declared == imported_files(ROOT / f"stages/{stage}.py")
-    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
-
-
-def clone(folder: Path) -> None:
-    """The project as `git add --all` sees it, in a fresh repository with toy parameters and a text of its own."""
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in files.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    (folder / "data").mkdir(exist_ok=True)
-    (folder / "data/mine.txt").write_text(TEXT, newline="\n")
-    write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9")
-
-
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("repo")
-    clone(folder)
-    for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "start"]):
-        subprocess.run(["git", *IDENTITY, *command], cwd=folder, check=True)
-    return folder
-
-
-IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-
-
-@pytest.fixture(scope="module")
-def run(repo: Path) -> Iterator[Run]:
-    """Runs a command in the clone, with no git identity and with its own DVC directories."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_"))} | {
-        "HOME": str(repo.parent),
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "DVC_SITE_CACHE_DIR": str(repo.parent / "site"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CHARGPT_CACHE_DIR": str(repo.parent / "cache"),
-        "https_proxy": "http://127.0.0.1:9",  # nothing here may need the network
-        "PIP_NO_INDEX": "1",
-    }
-    environment.pop("PYTHONPATH", None)
-
-    def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    yield run
+    assert STAGES[stage]["cmd"].replace("${launch}", "python") == f"python -m stages.{stage}"
 
 
 OUTPUTS = [
@@ -106,12 +51,6 @@ def reproduced(repo: Path, run: Run) -> str:
     return done.stdout + done.stderr
 
 
-def undo(run: Run) -> None:
-    """Back to the committed run, as a user would go back."""
-    run("git", "reset", "-q", "--hard")
-    run("dvc", "checkout", "-q", "--force")
-
-
 def test_repro_twice_gives_the_same_bytes(repo: Path, run: Run, reproduced: str) -> None:
     before = {name: (repo / name).read_bytes() for name in OUTPUTS}
     assert "Data and pipelines are up to date" in run("dvc", "repro").stdout
@@ -123,7 +62,7 @@ def test_repro_twice_gives_the_same_bytes(repo: Path, run: Run, reproduced: str)
 def test_own_text_needs_no_download(repo: Path, reproduced: str) -> None:
     assert (repo / "data/input.txt").read_bytes() == b""
     assert "the corpus is data/mine.txt; nothing to fetch" in reproduced
-    assert "migrate: skipped, as init is scratch" in reproduced
+    assert "migrate: skipped; init is scratch" in reproduced
     lock = YAML(typ="safe").load((repo / "dvc.lock").read_text())
     assert "data/mine.txt" in {dep["path"] for dep in lock["stages"]["prepare"]["deps"]}
 

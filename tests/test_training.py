@@ -13,7 +13,7 @@ from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
 from chargpt.model import GPTConfig
 from chargpt.params import Params, load_params
-from chargpt.training import Row, continued_model, learning_rate, make_optimizer, new_model, train
+from chargpt.training import Row, continued_model, new_model, rate_factor, train
 from tests.conftest import random_model, write_params
 
 IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
@@ -58,7 +58,9 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
     """A rate so high that later evaluations are worse than an earlier one."""
-    params = params_with(tmp_path, lr=1.0, warmup_iters=0, final_lr_fraction=1.0, max_iters=20, eval_interval=1)
+    params = params_with(
+        tmp_path, lr=1.0, optimizer="adamw", warmup_iters=0, final_lr_fraction=1.0, max_iters=20, eval_interval=1
+    )
     model, rows = run(params)
     losses = [row.val_loss for row in rows]
     assert losses[-1] > min(losses)
@@ -79,24 +81,13 @@ def test_text_shorter_than_block_size(tmp_path: Path) -> None:
         run(params)
 
 
-def test_learning_rate(tmp_path: Path) -> None:
-    params = params_with(tmp_path, lr=1.0, warmup_iters=4, max_iters=104, final_lr_fraction=0.1)
-    rates = [learning_rate(step, params) for step in range(105)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[54] == pytest.approx(0.55)
-    assert rates[104] == pytest.approx(0.1)
-    assert all(a > b for a, b in pairwise(rates[4:]))
-
-
-def test_weight_decay_on_matrices_only(toy_params: Params) -> None:
-    model = new_model(toy_params, 11)
-    names = {id(p): name for name, p in model.named_parameters()}
-    decayed, plain = make_optimizer(model, toy_params).param_groups
-    assert decayed["weight_decay"] == toy_params.weight_decay > 0
-    assert plain["weight_decay"] == 0
-    matrices = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-    assert {names[id(p)] for p in decayed["params"]} == {f"h.0.{m}.weight" for m in matrices} | {"lm_head.weight"}
-    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+def test_rate_factor(tmp_path: Path) -> None:
+    params = params_with(tmp_path, warmup_iters=4, max_iters=104, final_lr_fraction=0.1)
+    factors = [rate_factor(step, params) for step in range(105)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[54] == pytest.approx(0.55)
+    assert factors[104] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(factors[4:]))
 
 
 def test_migrated_model_of_another_shape(toy_params: Params) -> None:
@@ -117,5 +108,4 @@ def test_migrated_model_starts_where_it_was(toy_params: Params) -> None:
 
 
 def test_row_prints_as_tsv() -> None:
-    assert Row.HEADER.rstrip().split("\t") == ["step", "train_loss", "val_loss", "lr"]
     assert str(Row(5, 1.5, 2.25, 1e-3)) == "5\t1.500000\t2.250000\t0.001\n"

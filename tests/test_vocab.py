@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 def test_round_trip(s: str) -> None:
     vocab = Vocab(sorted(set(s)))
     assert vocab.decode(vocab.encode(s)) == s
-    assert Vocab.from_json(vocab.to_json()) == vocab
+    assert "".join(json.loads(vocab.to_json())["characters"]) == "".join(vocab.itos)
     assert vocab.encode(s) == [sorted(set(s)).index(c) for c in s]  # the legacy system's ids
 
 
@@ -56,10 +57,20 @@ def test_refused(characters: list[str]) -> None:
         Vocab(characters)
 
 
-@pytest.mark.parametrize("s", ["", "[]", "{}", '{"characters": 1}', '{"characters": "ba"}', "[" * 100_000])
-def test_refused_json(s: str) -> None:
-    with pytest.raises(ChargptError):
-        Vocab.from_json(s)
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"characters": 1}', b'{"characters": "ba"}', b"[" * 100_000, b"\xff\xfe"]
+)
+def test_refused_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vocab.json").write_bytes(content)
+    with pytest.raises(ChargptError, match=r"vocab\.json: not a vocabulary"):
+        Vocab.load(tmp_path / "vocab.json")
+    with pytest.raises(ChargptError, match="no such file"):
+        Vocab.load(tmp_path / "none.json")
+
+
+def test_file_round_trip(tmp_path: Path, vocab: Vocab) -> None:
+    (tmp_path / "vocab.json").write_text(vocab.to_json())
+    assert Vocab.load(tmp_path / "vocab.json") == vocab
 
 
 def test_json_is_plain() -> None:

@@ -1,0 +1,181 @@
+"""Interruptible training: state on disk, one trainer at a time, signals, and the death of whoever started it.
+
+DVC deletes a stage's outputs before it runs, so the state lies beside them, under `.dvc/tmp/chargpt/<fingerprint>`.
+The fingerprint covers everything that determines the result: a changed parameter, input or code file is another
+directory, and starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import zc.lockfile
+from torch import Tensor
+
+from chargpt.checkpoint import tensor_hash
+from chargpt.errors import ChargptError
+from chargpt.files import open_tensors, write_tensors
+
+SAVE_EVERY_S = 15.0
+LOCK_WAIT_S = 60.0  # an orphaned predecessor needs a step or an evaluation to notice and save
+CHECK_PARENTS_EVERY_S = 1.0
+
+
+class Stopped(SystemExit):
+    """Training was stopped from outside and its state is saved; the code is the process's exit status."""
+
+
+def read_inputs(params: Mapping[str, Any], files: list[Path]) -> dict[str, str]:
+    """What determines the result, by name: each parameter's value and each file's sha256."""
+    inputs = {f"parameter {key}": json.dumps(value) for key, value in sorted(params.items())}
+    for path in files:
+        with path.open("rb") as file:
+            inputs[path.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return inputs
+
+
+def code_files() -> list[Path]:
+    """The project's own modules that are loaded, relative to the working directory."""
+    root = Path.cwd()
+    found = set()
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).is_relative_to(root) and not Path(file).is_relative_to(Path(sys.prefix)):
+            found.add(Path(file).relative_to(root))
+    return sorted(found)
+
+
+def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Raise ChargptError naming what was edited while training ran.
+
+    DVC records parameters and files as they are when a stage ends, so its lock would describe another model
+    (treeverse/dvc#11058).
+    """
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        raise ChargptError(
+            f"changed while training ran: {', '.join(changed)}; dvc.lock would describe a model that was not"
+            " trained. Undo the change to keep this run's state, or run again to train with it"
+        )
+
+
+class Stops:
+    """Notices the reasons to stop early: SIGINT, SIGTERM, and the death of the DVC that started this process."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.status = 0
+        self._next_check = 0.0
+        self._dvc = _dvc_ancestor() if "DVC_ROOT" in os.environ else None
+
+    def __enter__(self) -> Stops:
+        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self.reason, self.status = signal.Signals(number).name, 128 + number
+
+    def requested(self) -> bool:
+        """Whether to save and stop now; cheap enough for every step."""
+        if self._dvc and not self.status and time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + CHECK_PARENTS_EVERY_S
+            if self._dvc not in psutil.Process().parents():
+                self.reason, self.status = "DVC, which started this process, is gone", 1
+        return self.status != 0
+
+
+def _dvc_ancestor() -> psutil.Process | None:
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            if any("dvc" in Path(word).name for word in process.cmdline()[:3]):
+                return process
+    return None
+
+
+class State:
+    """The saved state of one training run: tensors and facts, whole or not there, verified when read."""
+
+    def __init__(self, inputs: Mapping[str, str]) -> None:
+        root = Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "chargpt"
+        fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / fingerprint
+        self.path = self.folder / "state.safetensors"
+        self.save_every_s = float(os.environ.get("CHARGPT_SAVE_EVERY_S", SAVE_EVERY_S))
+        self._next_save = time.monotonic() + self.save_every_s
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[State]:
+        """Hold the run for this process alone; an orphaned predecessor gets a minute to save and end."""
+        path = str(self.folder / "lock")
+        deadline, told = time.monotonic() + LOCK_WAIT_S, False
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)  # a finished predecessor removes it
+            try:
+                lock = zc.lockfile.LockFile(path, content_template="{pid}")
+                break
+            except zc.lockfile.LockError:
+                if time.monotonic() > deadline:
+                    raise ChargptError(
+                        f"{path}: another process trains with the same parameters and data; wait for it or stop it"
+                    ) from None
+                if not told:
+                    print("train: waiting for another process with the same run to end", file=sys.stderr, flush=True)
+                    told = True
+                time.sleep(0.2)
+        try:
+            for half_written in self.folder.glob(".*.tmp"):  # by a process that was killed while it saved
+                half_written.unlink()
+            yield self
+        finally:
+            lock.close()
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() >= self._next_save
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write the state. A full disk costs this save, not the run nor the state before it."""
+        held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        about = json.dumps({"facts": facts, "sha256": tensor_hash(held, facts)}, sort_keys=True)
+        try:
+            write_tensors(self.path, held, {"chargpt_state": about})
+        except OSError as error:
+            print(f"train: state not saved ({error.strerror}); the one before it is kept", file=sys.stderr)
+        self._next_save = time.monotonic() + self.save_every_s
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The saved tensors and facts, or None. A damaged file is reported and ignored."""
+        if os.environ.get("CHARGPT_FRESH", "0") not in ("", "0"):
+            self.path.unlink(missing_ok=True)
+        if not self.path.exists():
+            return None
+        try:
+            with open_tensors(self.path) as file:
+                about = json.loads(file.metadata()["chargpt_state"])
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            if tensor_hash(tensors, about["facts"]) != about["sha256"]:
+                raise ValueError("checksum")
+            return tensors, about["facts"]
+        except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
+            print(f"train: {self.path} is damaged; ignored, training starts again", file=sys.stderr)
+            return None
+
+    def clear(self) -> None:
+        """Remove the state: the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)

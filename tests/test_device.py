@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chargpt.device import World, pick_device, pick_dtype
+from chargpt.errors import ChargptError
+from chargpt.params import load_params
+from chargpt.training import Row, new_model, train
+from tests.conftest import write_params
+from tests.pipeline import ROOT
+
+IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    for absent in ("cuda:99", *(["cuda"] if not torch.cuda.is_available() else [])):
+        with pytest.raises(ChargptError, match=f"device {absent} is not available here; use -S device=auto"):
+            pick_device(absent)
+    with pytest.raises(ChargptError, match="device is 'gpu'"):
+        pick_device("gpu")
+
+
+def test_dtypes() -> None:
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", cpu) == pick_dtype("float32", cpu) == torch.float32
+    assert pick_dtype("bfloat16", cpu) == torch.bfloat16
+    with pytest.raises(ChargptError, match="not supported on mps; use -S dtype=float32"):
+        pick_dtype("bfloat16", torch.device("mps"))
+
+
+def test_one_process_is_a_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # left over from a cluster's shell
+    with World(torch.device("cpu")) as world:
+        world.wait()
+        assert (world.rank, world.size, world.any(True), world.any(False)) == (0, 1, True, False)
+
+
+def curve(tmp_path: Path, **changes: object) -> list[Row]:
+    params = load_params(write_params(tmp_path / "params.yaml", max_iters=30, eval_interval=30, **changes))
+    rows: list[Row] = []
+    train(new_model(params, 11), IDS[:300], IDS[300:], params, rows.append)
+    return rows
+
+
+def test_bfloat16_learns_alike(tmp_path: Path) -> None:
+    low, full = curve(tmp_path, dtype="bfloat16"), curve(tmp_path, dtype="float32")
+    assert low[-1].val_loss != full[-1].val_loss
+    assert low[-1].val_loss == pytest.approx(full[-1].val_loss, abs=0.1)
+    assert full[-1].val_loss < full[0].val_loss - 0.1
+
+
+def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
+    write_params(tmp_path / "params.yaml", compile=True)
+    code = (
+        "from chargpt.errors import one_line_errors\n"
+        "from chargpt.device import World, pick_device\n"
+        "from chargpt.params import load_params\n"
+        "from chargpt.training import new_model, wrap\n"
+        "params = load_params()\n"
+        "with one_line_errors():\n"
+        "    wrap(new_model(params, 11), params, World(pick_device('cpu')))\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "compile: true does not work here" in lines[0] and "use -S compile=false" in lines[0]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,98 @@
+"""Two processes on the CPU (gloo), started by torchrun as the train stage starts them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chargpt.checkpoint import load_model
+from tests.conftest import TEXT, write_params
+from tests.pipeline import ROOT
+
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.train"]
+ONE = ["-m", "stages.train"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the code and a prepared text, and no DVC."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name in ("chargpt", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "mine.txt").write_text(TEXT)
+    write_params(folder / "params.yaml", corpus="mine.txt", max_iters=60, eval_interval=20)
+    subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def curve(folder: Path) -> list[list[float]]:
+    lines = (folder / "metrics/curves.tsv").read_text().splitlines()[1:]
+    return [[float(field) for field in line.split("\t")] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def single(prepared: Path) -> list[list[float]]:
+    status, errors = finish(start(prepared, ONE))
+    assert status == 0, errors
+    return curve(prepared)
+
+
+def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) -> None:
+    status, errors = finish(start(prepared, TWO))
+    assert status == 0, errors
+    assert errors.count("step 60/60") == 1, "one process speaks"
+    for ours, theirs in zip(curve(prepared), single, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    load_model(prepared / "artifacts/model.safetensors")
+    assert not list((prepared / ".dvc/tmp/chargpt").iterdir())
+
+
+def test_an_uneven_batch_is_refused(prepared: Path) -> None:
+    text = (prepared / "params.yaml").read_text()
+    (prepared / "params.yaml").write_text(text.replace("batch_size: 4", "batch_size: 5"))
+    status, errors = finish(start(prepared, TWO))
+    (prepared / "params.yaml").write_text(text)
+    assert status != 0
+    assert "error: batch_size=5 cannot be shared evenly by 2 processes; try -S batch_size=6" in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single: list[list[float]]) -> None:
+    text = (prepared / "params.yaml").read_text()
+    (prepared / "params.yaml").write_text(text.replace("max_iters: 60", "max_iters: 1000"))
+    status, errors = finish(start(prepared, TWO))
+    assert status == 0, errors
+    expected = (prepared / "artifacts/model.safetensors").read_bytes()
+    process = start(prepared, TWO)
+    deadline = time.monotonic() + 60
+    while not list((prepared / ".dvc/tmp/chargpt").glob("*/state.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = [p for p in psutil.Process(process.pid).children() if "stages.train" in p.cmdline()]
+    assert len(workers) == 2
+    workers[1].send_signal(signal.SIGKILL)
+    status, errors = finish(process)
+    assert status != 0
+    assert "SIGKILL" in errors  # torchrun's summary names the rank and the signal
+    status, errors = finish(start(prepared, TWO))
+    assert (status, "continuing at step" in errors) == (0, True), errors
+    assert (prepared / "artifacts/model.safetensors").read_bytes() == expected
+    (prepared / "params.yaml").write_text(text)

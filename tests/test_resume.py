@@ -1,0 +1,276 @@
+"""Training that is killed, stopped, orphaned, edited and damaged, under a real `dvc repro`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import IDENTITY, Run, write_params
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
+LONG = {"max_iters": 500, "eval_interval": 250, "dropout": 0.1}  # a few seconds
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def reference(repo: Path, run: Run) -> dict[str, str]:
+    """Hashes of an uninterrupted run's outputs."""
+    write_params(repo / "params.yaml", corpus="data/mine.txt", prompt="9", **LONG)
+    run("dvc", "repro")
+    run("git", "add", "--all")
+    run("git", *IDENTITY, "commit", "-q", "-m", "reference")
+    assert not states(repo), "a completed run leaves no state"
+    return hashes(repo)
+
+
+@pytest.fixture
+def start(repo: Path, environment: dict[str, str]) -> Start:
+    """Starts `dvc repro -f --single-item train` in a process group of its own."""
+
+    def start(*command: str, **changes: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command or ("dvc", "repro", "-f", "-s", "--no-run-cache", "train"),
+            cwd=repo,
+            env=environment | {"CHARGPT_SAVE_EVERY_S": "0.02"} | changes,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def hashes(repo: Path) -> dict[str, str]:
+    return {name: hashlib.md5((repo / name).read_bytes()).hexdigest() for name in OUTPUTS}
+
+
+def states(repo: Path) -> list[Path]:
+    return list((repo / ".dvc/tmp/chargpt").glob("*/state.safetensors"))
+
+
+def trainers(repo: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "stages.train" in process.cmdline() and Path(process.cwd()) == repo:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+def wait_for_save(repo: Path, process: subprocess.Popen[str]) -> None:
+    """Until the trainer that `process` started has saved its state."""
+    started = psutil.Process(process.pid).create_time()
+    wait_for(lambda: trainers(repo) and any(p.exists() and p.stat().st_mtime > started + 0.5 for p in states(repo)))
+
+
+def wait_for_training(repo: Path, process: subprocess.Popen[str]) -> None:
+    """Until the trainer that `process` started has written the first row of its curve."""
+    started = psutil.Process(process.pid).create_time()
+    curve = repo / "metrics/curves.tsv"
+    wait_for(lambda: trainers(repo) and curve.exists() and curve.stat().st_mtime > started + 0.5)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def test_killed_at_random_moments_ends_with_the_same_bytes(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    """Saving every 20 ms, so that some kills fall into a save; each start must get further than the last."""
+    rng = random.Random(0)
+    continued = 0
+    for _ in range(5):
+        process = start()
+        wait_for_save(repo, process)
+        time.sleep(rng.uniform(0.05, 0.5))
+        for trainer in trainers(repo):
+            trainer.kill()
+        status, output = finish(process)
+        continued += "continuing at step" in output
+        assert status != 0, output
+        assert "Traceback" not in output
+        assert (
+            len(list(states(repo)[0].parent.iterdir())) <= 3
+        )  # the state, the lock, and at most one half-written copy
+    status, output = finish(start())
+    assert (status, "continuing at step" in output) == (0, True), output
+    assert continued == 4
+    assert not states(repo)
+    finish(start("dvc", "repro"))
+    assert hashes(repo) == reference
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_so(repo: Path, start: Start, reference: dict[str, str], number: int) -> None:
+    process = start(CHARGPT_SAVE_EVERY_S="1000")
+    wait_for_training(repo, process)
+    trainer = trainers(repo)[0]
+    trainer.send_signal(number)
+    status, output = finish(process)
+    assert status != 0
+    name = signal.Signals(number).name
+    assert output.count(f"train: stopped ({name}); saved at step ") == 1, output
+    assert f"exited with {128 + number}" in output
+    assert "Traceback" not in output
+    status, output = finish(start())
+    assert (status, "continuing at step" in output) == (0, True), output
+    finish(start("dvc", "repro"))
+    assert hashes(repo) == reference
+
+
+def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
+    repo: Path, start: Start, reference: dict[str, str]
+) -> None:
+    process = start(CHARGPT_SAVE_EVERY_S="1000")
+    wait_for_training(repo, process)
+    orphan = trainers(repo)[0]
+    process.kill()
+    process.wait()
+    status, output = finish(start())
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, output
+    assert status == 0, output
+    assert "continuing at step" in output
+    assert process.stdout
+    assert "stopped (DVC, which started this process, is gone); saved at step" in process.stdout.read()
+    process.stdout.close()
+    finish(start("dvc", "repro"))
+    assert hashes(repo) == reference
+
+
+def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    process = start()
+    wait_for_save(repo, process)
+    for trainer in trainers(repo):
+        trainer.kill()
+    finish(process)
+    state = states(repo)[0]
+    content = bytearray(state.read_bytes())
+    content[-10] ^= 1
+    state.write_bytes(content)
+    status, output = finish(start())
+    assert (status, "is damaged; ignored" in output, "continuing" in output) == (0, True, False), output
+    finish(start("dvc", "repro"))
+    assert hashes(repo) == reference
+
+
+def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    process = start()
+    wait_for_save(repo, process)
+    for trainer in trainers(repo):
+        trainer.kill()
+    finish(process)
+    status, output = finish(start(CHARGPT_FRESH="1"))
+    assert (status, "continuing" in output) == (0, False), output
+    finish(start("dvc", "repro"))
+    assert hashes(repo) == reference
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("params.yaml", "lr: ", "lr: 0.0123 # ", "parameter lr"),
+        ("chargpt/model.py", '"""', '"""Edited. ', "chargpt/model.py"),
+        ("artifacts/vocab.json", "\n", " \n", "artifacts/vocab.json"),
+    ],
+)
+def test_an_edit_while_training_fails_the_stage(
+    repo: Path, start: Start, run: Run, reference: dict[str, str], name: str, old: str, new: str, message: str
+) -> None:
+    before = (repo / name).read_text()
+    lock = (repo / "dvc.lock").read_bytes()
+    process = start()
+    wait_for_save(repo, process)
+    (repo / name).unlink()  # may be a link into the cache
+    (repo / name).write_text(before.replace(old, new, 1))
+    status, output = finish(process)
+    (repo / name).write_text(before)
+    assert status != 0
+    assert f"error: changed while training ran: {message}; dvc.lock would describe a model" in output, output
+    assert (repo / "dvc.lock").read_bytes() == lock
+    status, output = finish(start())  # the edit undone: what was trained is not lost
+    assert (status, "continuing at step" in output) == (0, True), output
+    finish(start("dvc", "repro"))
+    assert hashes(repo) == reference
+
+
+def test_a_changed_parameter_starts_afresh(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
+    process = start()
+    wait_for_save(repo, process)
+    for trainer in trainers(repo):
+        trainer.kill()
+    finish(process)
+    status, output = finish(start("dvc", "exp", "run", "-S", "lr=0.02"))
+    assert (status, "continuing" in output) == (0, False), output
+    shutil.rmtree(repo / ".dvc/tmp/chargpt")
+    run("git", "reset", "-q", "--hard")
+    run("dvc", "checkout", "-q", "--force")
+    assert hashes(repo) == reference
+
+
+def test_a_queued_experiment_resumes(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
+    """`--temp` runs in a directory of its own, which is gone after a kill; the state is in the main repository."""
+    command = ("dvc", "exp", "run", "--temp", "-C", "data/mine.txt", "-S", "lr=0.02", "-S", "max_iters=1000")
+    shutil.rmtree(repo / ".dvc/tmp/chargpt", ignore_errors=True)
+    process = start(*command)
+    wait_for(lambda: states(repo))
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "stages.train" in child.cmdline():
+            child.send_signal(signal.SIGINT)
+    status, output = finish(process)
+    assert (status != 0, "saved at step" in output) == (True, True), output
+    status, output = finish(start(*command))
+    assert (status, "continuing at step" in output) == (0, True), output
+
+
+def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path) -> None:
+    """A tmpfs too small for a second copy of the state."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("CANNOT MOUNT A SMALL FILE SYSTEM HERE, the full disk was not tested")
+    code = (
+        "import torch\n"
+        "from chargpt.resume import State\n"
+        "state = State({'a': '1'})\n"
+        "with state.locked():\n"
+        "    state.save({'x': torch.ones(40_000)}, {'step': 1})\n"
+        "    state.save({'x': torch.zeros(40_000)}, {'step': 2})\n"
+        "    tensors, facts = state.load()\n"
+        "    assert facts == {'step': 1} and tensors['x'].sum() == 40_000\n"
+        "    assert len(list(state.folder.iterdir())) == 2\n"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"DVC_ROOT": str(folder), "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    assert done.returncode == 0, done.stderr
+    assert "state not saved (No space left on device); the one before it is kept" in done.stderr
