@@ -61,7 +61,15 @@ def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
     command = [sys.executable, "-m", "chargpt.cli", "generate", "--max-tokens", "1000000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for how, status in (("interrupt", 130), ("close", 0)):
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # a test run that was started in the background ignores Ctrl-C, and its children would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         assert process.stdout and process.stderr
         process.stdout.read(10)
         if how == "interrupt":
