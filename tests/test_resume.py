@@ -101,17 +101,22 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
+def kill_after_a_save(repo: Path, start: Start, later_s: float = 0) -> tuple[int, str]:
+    """SIGKILL the trainer some time after it saved its state; what DVC then returned and printed."""
+    process = start()
+    wait_for_save(repo, process)
+    time.sleep(later_s)
+    for trainer in trainers(repo):
+        trainer.kill()
+    return finish(process)
+
+
 def test_killed_at_random_moments_ends_with_the_same_bytes(repo: Path, start: Start, reference: dict[str, str]) -> None:
     """Saving every 20 ms, so that some kills fall into a save; each start must get further than the last."""
     rng = random.Random(0)
     continued = 0
     for _ in range(5):
-        process = start()
-        wait_for_save(repo, process)
-        time.sleep(rng.uniform(0.05, 0.5))
-        for trainer in trainers(repo):
-            trainer.kill()
-        status, output = finish(process)
+        status, output = kill_after_a_save(repo, start, later_s=rng.uniform(0.05, 0.5))
         continued += "continuing at step" in output
         assert status != 0, output
         assert "Traceback" not in output
@@ -162,11 +167,7 @@ def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
 
 
 def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, reference: dict[str, str]) -> None:
-    process = start()
-    wait_for_save(repo, process)
-    for trainer in trainers(repo):
-        trainer.kill()
-    finish(process)
+    kill_after_a_save(repo, start)
     state = states(repo)[0]
     content = bytearray(state.read_bytes())
     content[-10] ^= 1
@@ -177,11 +178,7 @@ def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, refer
 
 
 def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str, str]) -> None:
-    process = start()
-    wait_for_save(repo, process)
-    for trainer in trainers(repo):
-        trainer.kill()
-    finish(process)
+    kill_after_a_save(repo, start)
     status, output = finish(start(CHARGPT_FRESH="1"))
     assert (status, "continuing" in output) == (0, False), output
     assert trained(repo).items() <= reference.items()
@@ -215,11 +212,7 @@ def test_an_edit_while_training_fails_the_stage(
 
 
 def test_a_changed_parameter_starts_afresh(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
-    process = start()
-    wait_for_save(repo, process)
-    for trainer in trainers(repo):
-        trainer.kill()
-    finish(process)
+    kill_after_a_save(repo, start)
     status, output = finish(start("dvc", "exp", "run", "-S", "lr=0.02"))
     assert (status, "continuing" in output) == (0, False), output
     shutil.rmtree(repo / ".dvc/tmp/chargpt")
