@@ -80,13 +80,20 @@ def migrate(
     config: Annotated[Optional[Path], typer.Option(help="The legacy config.json, if you have it.")] = None,  # noqa: UP045
     dialect: Annotated[str, typer.Option(help="auto, or gelu|relu-head|embedding, such as relu-embedding.")] = "auto",
     val_fraction: Annotated[float, typer.Option(help="Last part of the text, on which the loss is measured.")] = 0.1,
+    params_out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="params.yaml to set so that training continues this model; made if it is not there."),
+    ] = None,
 ) -> None:
     """Convert legacy text weights to a model file that computes the same function."""
     with one_line_errors():
         import tempfile
 
         from chargpt import migration
+        from chargpt.checkpoint import load_model
         from chargpt.data import read_tokens, scan_text, write_tokens
+        from chargpt.legacy import read_config
+        from chargpt.params import write_params
 
         if corpus is None:
             raise ChargptError(
@@ -103,6 +110,10 @@ def migrate(
             _, val_ids = read_tokens(tokens, vocab)
             found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
         print(found.report())
+        if params_out is not None:
+            settings = read_config(config) if config else {}
+            write_params(params_out, migration.matching_params(load_model(output)[0], found.dialect, settings))
+            print(f"wrote {params_out}: its model and training keys are now those of the legacy model")
         print(f"wrote {output}; try: chargpt generate --model {output}")
 
 

@@ -32,10 +32,13 @@ def pick_device(device: str) -> torch.device:
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format of matrix products while training; weights stay float32.
 
-    `auto` takes bfloat16 where a GPU computes it natively, else float32.
+    `auto` takes bfloat16 where a GPU or the processor's matrix units (Intel AMX) compute it natively, else float32.
     Raises ChargptError if the device cannot do what is asked for.
     """
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
     if dtype == "bfloat16" and device.type == "mps":
         raise ChargptError("dtype bfloat16 is not supported on mps; use -S dtype=float32")
     if dtype == "bfloat16" and device.type == "cuda" and not native:

@@ -251,8 +251,8 @@ def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
     return f"{path}: not the numbers of a legacy parameter"
 
 
-def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object of a legacy config.json, its values unchecked. Raises ChargptError if it is none."""
     try:
         if not path.is_file():
             raise ChargptError(f"{path}: no such file")
@@ -264,6 +264,12 @@ def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dic
         raise ChargptError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ChargptError(f"{path}: expected a JSON object like the legacy config.json")
+    return config
+
+
+def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
+    config = read_config(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if key in config and config[key] != sizes[key]:
             problems.append(f"{path}: {key} is {str(config[key])[:40]}, but the weights have {sizes[key]}")

@@ -8,6 +8,7 @@ the text the model was trained on, so the four combinations are scored on it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,16 @@ from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
 from chargpt.vocab import Vocab
 
 DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
+# the legacy loop: AdamW with torch's defaults at one rate, no warm-up, no clipping
+LEGACY_LOOP = {
+    "optimizer": "adamw",
+    "warmup_iters": 0,
+    "final_lr_fraction": 1.0,
+    "weight_decay": 0.01,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "grad_clip": 0.0,
+}
 SCORED_CHARACTERS = 20_000  # of the text, to compare dialects on
 MIN_MARGIN = 0.005  # nats per character between the best two dialects; less is too close to tell
 
@@ -132,6 +143,19 @@ def choose_dialect(losses: dict[str, float], without_context: float, weights_dir
             " name the right one (dialect in params.yaml, --dialect)"
         )
     return best
+
+
+def matching_params(model: GPT, dialect: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The lines of params.yaml with which training continues this migrated model.
+
+    config: the legacy config.json, or empty; with its learning_rate, training goes on as the legacy system did it.
+    """
+    names = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+    lines = {"init": "migrated", "dialect": dialect} | {name: getattr(model.config, name) for name in names}
+    lines |= {name: config[name] for name in ("batch_size", "max_iters", "eval_interval", "device") if name in config}
+    if "learning_rate" in config:
+        lines |= {"lr": config["learning_rate"]} | LEGACY_LOOP
+    return lines
 
 
 def frequency_loss(ids: Ids) -> float:

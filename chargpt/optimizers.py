@@ -20,16 +20,22 @@ STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, so that no direction of a matrix learns at another's expense.
 
-    matrices: 2-D parameters. weight_decay is decoupled. Matrices of one shape are orthogonalised in one batch, in
-    float32: on a CPU that is many times faster than one by one. The update is scaled by 0.2 sqrt(max(rows,
-    columns)) to AdamW's size, so that learning rates compare.
+    matrices: 2-D parameters. weight_decay is decoupled. dtype: of the orthogonalisation. Matrices of one shape are
+    orthogonalised in one batch: on a CPU that is many times faster than one by one. The update is scaled by
+    0.2 sqrt(max(rows, columns)) to AdamW's size, so that learning rates compare.
     Source: Jordan et al. 2024 (Muon), Liu et al. 2025 (scale and weight decay).
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -46,7 +52,8 @@ class Muon(torch.optim.Optimizer):
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(buffer, group["momentum"]))  # Nesterov
                 step = -group["lr"] * 0.2 * math.sqrt(max(_pieces(shape)[1:]))
-                orthogonal = orthogonalize(torch.stack(updates).view(-1, *_pieces(shape)[1:])).view(-1, *shape)
+                pieces = torch.stack(updates).view(-1, *_pieces(shape)[1:]).to(self.dtype)
+                orthogonal = orthogonalize(pieces).to(torch.float32).view(-1, *shape)
                 for p, update in zip(ps, orthogonal, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=step)
 
@@ -70,8 +77,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return X.mT if tall else X
 
 
-def make_optimizers(model: GPT, params: Params) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """params.optimizer as a list: [Muon, AdamW], or [AdamW]; one learning rate serves both, as Muon's scale sees to.
+
+    dtype: of matrix products; the weights and what is remembered of gradients stay float32.
 
     Weight decay is for matrices only: embeddings, biases and norms are no sums over inputs to be kept small.
     """
@@ -87,5 +96,5 @@ def make_optimizers(model: GPT, params: Params) -> list[torch.optim.Optimizer]:
     adamw = torch.optim.AdamW(groups, lr=params.lr, betas=(params.beta1, params.beta2), fused=True)
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if muon:
-        optimizers.insert(0, Muon(hidden, params.lr, params.momentum, params.weight_decay))
+        optimizers.insert(0, Muon(hidden, params.lr, params.momentum, params.weight_decay, dtype))
     return optimizers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,6 +16,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
 from chargpt.errors import ChargptError
+from chargpt.files import atomic_path
 
 PARAMS_FILE = "params.yaml"
 MAX_BYTES = 100_000  # a params file is a page; more is no params file
@@ -98,6 +100,30 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
             " the learning rate would never reach lr; lower warmup_iters"
         )
     return params
+
+
+def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
+    """Change values in a params.yaml and leave the rest as it is, comments too; a new file gets these lines only.
+
+    Raises ChargptError, and changes nothing, if the file would no longer be valid.
+    """
+    path = Path(path)
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1000
+    values: Any = dict(changes)
+    if path.exists():
+        load_params(path)
+        values = yaml.load(path.read_text(encoding="utf-8"))
+        values.update(changes)
+    with atomic_path(path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yaml.dump(values, file)
+        if path.exists():
+            try:
+                load_params(temporary)
+            except ChargptError as error:
+                raise ChargptError(str(error).replace(str(temporary), str(path))) from None
 
 
 def allowed(field: str) -> str:

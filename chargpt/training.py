@@ -110,9 +110,9 @@ class Run:
     Batches and dropout need no state: both follow from the seed and the step.
     """
 
-    def __init__(self, model: GPT, params: Params) -> None:
+    def __init__(self, model: GPT, params: Params, dtype: torch.dtype) -> None:
         self.model = model
-        self.optimizers = make_optimizers(model, params)
+        self.optimizers = make_optimizers(model, params, dtype)
         self.step = 0
         self.rows: list[Row] = []
         self.losses: list[Tensor] = []  # of the batches since the last row
@@ -187,7 +187,7 @@ def train(
     world = world or World(pick_device(params.device))
     check_sizes(train_ids, params, world)
     dtype = pick_dtype(params.dtype, world.device)
-    run = Run(model.to(world.device).train(), params)
+    run = Run(model.to(world.device).train(), params, dtype)
     saved = state.load() if state else None
     if saved:
         run.restore(*saved)
@@ -202,7 +202,8 @@ def train(
         while True:
             idx, targets = training_batch(train_ids, params.block_size, params.batch_size, params.seed, run.step)
             idx, targets = idx[mine].to(world.device), targets[mine].to(world.device)
-            torch.manual_seed((params.seed * 1_000_003 + run.step) * world.size + world.rank)  # dropout
+            if params.dropout:
+                torch.manual_seed((params.seed * 1_000_003 + run.step) * world.size + world.rank)
             with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
                 logits = net(idx)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -11,6 +11,7 @@ import pytest
 
 from chargpt.checkpoint import load_model, save_model
 from chargpt.model import GPT
+from chargpt.params import load_params
 from chargpt.vocab import Vocab
 from tests.pipeline import ROOT
 
@@ -125,3 +126,29 @@ def test_migrate(tmp_path: Path) -> None:
     assert "largest error 0.0; dialect relu-embedding" in done.stdout
     model, vocab = load_model(tmp_path / "model.safetensors")
     assert (len(vocab), model.config.attention_scale) == (65, "embedding")
+
+
+def test_migrate_sets_params_yaml(tmp_path: Path) -> None:
+    """An existing params.yaml keeps its comments and its other values; a new one gets the lines only."""
+    (tmp_path / "corpus.txt").write_text("".join(chr(c) for c in range(65, 130)) * 20, encoding="utf-8")
+    before = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(before)
+    legacy = ROOT / "data/legacy"
+    command = ["migrate", "--weights-dir", str(legacy / "weights"), "--corpus", "corpus.txt"]
+    command += ["--dialect", "relu-embedding", "--params-out"]
+    done = chargpt(*command, "new/lines.yaml", "--config", str(legacy / "config.json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lr: 0.002" in (tmp_path / "new/lines.yaml").read_text()
+    done = chargpt(*command, "params.yaml", "--config", str(legacy / "config.json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = load_params(tmp_path / "params.yaml")
+    changed = {key: value for key, value in after if value != getattr(load_params(ROOT / "params.yaml"), key)}
+    assert changed.items() >= {"init": "migrated", "n_layer": 2, "n_head": 3, "n_embd": 24, "lr": 0.002}.items()
+    assert (changed["optimizer"], changed["warmup_iters"], "prompt" in changed) == ("adamw", 0, False)
+    kept = (tmp_path / "params.yaml").read_text()
+    comments = [[line.partition("#")[2] for line in text.splitlines()] for text in (before, kept)]
+    assert comments[0] == comments[1]
+    (tmp_path / "config.json").write_text('{"learning_rate": -1, "max_iters": "many"}')
+    refused = chargpt(*command, "params.yaml", "--config", "config.json", cwd=tmp_path)
+    assert (refused.returncode, "params.yaml: max_iters is 'many'" in refused.stderr) == (1, True), refused.stderr
+    assert (tmp_path / "params.yaml").read_text() == kept

@@ -29,10 +29,13 @@ def test_devices() -> None:
         pick_device("gpu")
 
 
-def test_dtypes() -> None:
+def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert pick_dtype("auto", cpu) == pick_dtype("float32", cpu) == torch.float32
+    assert pick_dtype("float32", cpu) == torch.float32
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
+    for has_units, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_units=has_units: {"amx_bf16": has_units})
+        assert pick_dtype("auto", cpu) == expected
     with pytest.raises(ChargptError, match="not supported on mps; use -S dtype=float32"):
         pick_dtype("bfloat16", torch.device("mps"))
 

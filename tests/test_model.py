@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate, metrics
-from chargpt.model import GPT, GPTConfig, KVCache
+from chargpt.model import GPT, GPTConfig, KVCache, plain_attention
 from tests.conftest import random_model
 
 
@@ -21,6 +21,22 @@ def test_causality(model: GPT, at: int) -> None:
     before, after = model(idx), model(changed)
     assert torch.equal(before[:, :at], after[:, :at])
     assert (before[:, at:] != after[:, at:]).any(-1).all()
+
+
+def test_attention_written_out_is_torchs() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 7, 4)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    torch.testing.assert_close(plain_attention(q, k, v, 0.0, 0.3), expected, rtol=0, atol=1e-6)
+    dropped = torch.stack([plain_attention(q, k, v, 0.5, 0.3) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(dropped, expected, rtol=0, atol=0.2)
+
+
+def test_bfloat16_changes_logits_little(model: GPT) -> None:
+    idx = torch.randint(0, model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(idx)
+    assert 0 < (low - model(idx)).abs().max() < 0.05 * model(idx).abs().max()
 
 
 @pytest.mark.parametrize("chunks", [[8], [1] * 8, [3, 5], [5, 1, 2], [1, 7]])
