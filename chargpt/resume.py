@@ -30,6 +30,7 @@ from chargpt.files import open_tensors, write_tensors
 
 SAVE_EVERY_S = 15.0
 LOCK_WAIT_S = 60.0  # an orphaned predecessor needs a step or an evaluation to notice and save
+ABANDONED_AFTER_S = 14 * 86400.0  # a state that nobody came back to
 CHECK_PARENTS_EVERY_S = 1.0
 
 
@@ -141,6 +142,9 @@ class State:
         try:
             for half_written in self.folder.glob(".*.tmp"):  # by a process that was killed while it saved
                 half_written.unlink()
+            for other in self.folder.parent.iterdir():
+                if other != self.folder and other.stat().st_mtime < time.time() - ABANDONED_AFTER_S:
+                    shutil.rmtree(other, ignore_errors=True)
             yield self
         finally:
             lock.close()

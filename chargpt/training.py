@@ -245,9 +245,14 @@ def train(
     return model.eval()
 
 
-def settings(world: World) -> dict[str, Any]:
+def settings(params: Params, world: World) -> dict[str, Any]:
     """What besides parameters, data and code decides the last bits of the result."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": world.size}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+        "computed on": f"{world.device} in {pick_dtype(params.dtype, world.device)}",
+    }
 
 
 def check_sizes(train_ids: Ids, params: Params, world: World) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
     with World(pick_device(params.device)) as world:
         data = [Path(VOCAB), Path(TOKENS), *([Path(MIGRATED)] if params.init == "migrated" else [])]
         files = [*code_files(), *data]
-        inputs = read_inputs(params.model_dump(include=TRAINING_KEYS) | settings(world), files)
+        inputs = read_inputs(params.model_dump(include=TRAINING_KEYS) | settings(params, world), files)
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
         if params.init == "migrated":
@@ -38,7 +38,7 @@ def main() -> None:
             world.wait()  # for the lock
             model = train(model, train_ids, val_ids, params, curve.add, state=state, world=world)
             if world.rank == 0:
-                now = load_params().model_dump(include=TRAINING_KEYS) | settings(world)
+                now = load_params().model_dump(include=TRAINING_KEYS) | settings(params, world)
                 check_unchanged(inputs, read_inputs(now, files))
                 save_model("artifacts/model.safetensors", model, vocab, params.model_dump(include=TRAINING_KEYS))
                 state.clear()

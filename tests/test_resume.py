@@ -177,6 +177,17 @@ def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, refer
     assert trained(repo).items() <= reference.items()
 
 
+def test_states_that_nobody_came_back_to_are_removed(repo: Path, run: Run, reference: dict[str, str]) -> None:
+    folder = repo / ".dvc/tmp/chargpt"
+    for name, days in (("old", 15), ("recent", 13)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "state.safetensors").touch()
+        os.utime(folder / name, (time.time() - days * 86400,) * 2)
+    run("dvc", "repro", "-f", "-s", "--no-run-cache", "train")
+    assert [p.name for p in folder.iterdir()] == ["recent"]
+    shutil.rmtree(folder)
+
+
 def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str, str]) -> None:
     kill_after_a_save(repo, start)
     status, output = finish(start(CHARGPT_FRESH="1"))
