@@ -1,12 +1,12 @@
 """Training beside a plain baseline: seconds to a loss, loss at equal time, steps per second.
 
-    python benchmarks/train.py            # after `dvc repro prepare`; about eight minutes, one process at a time
+    python benchmarks/train.py            # after `dvc repro prepare`; about four minutes, one process at a time
 
 The baseline follows nanoGPT's recipe for a CPU (karpathy/nanoGPT, README and config/train_shakespeare_char.py): 4
 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, AdamW with a cosine, tied embeddings, no biases, an
 estimate of both losses on 20 batches every 250 steps. Seconds count from the start of the process; the baseline's
 exact loss over the whole validation split, which its recipe does not have, is measured off the clock. Ours is
-params.yaml with another length; its evaluations are on the clock.
+params.yaml with other sizes and lengths; its evaluations are on the clock.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 TARGET = 1.898  # nats per character: where the baseline ends
-QUICK = {"block_size": 64, "max_iters": 470, "eval_interval": 470, "warmup_iters": 20}
-LONG = {"max_iters": 1150, "eval_interval": 1150}
+NARROW = {"n_head": 2, "n_embd": 128, "weight_decay": 0.1, "momentum": 0.9}
+QUICK = NARROW | {"block_size": 64, "batch_size": 32, "max_iters": 200, "eval_interval": 200, "warmup_iters": 20}
+LONG = NARROW | {"max_iters": 1080, "eval_interval": 1080}
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 STEPS = 2000
 EVAL_INTERVAL, EVAL_ITERS = 250, 20
@@ -175,11 +176,13 @@ def run_chargpt(started: float, changes: dict[str, Any], evaluated: int | None =
     }
 
 
-def matmul_peak() -> float:
-    """Multiplications and additions per second of a large float32 matrix product."""
+def matmul_peak(dtype: str) -> float:
+    """Multiplications and additions per second of a large matrix product in what `dtype` picks here."""
     import torch
 
-    a = torch.randn(2048, 2048)
+    from chargpt.device import pick_dtype
+
+    a = torch.randn(2048, 2048, dtype=pick_dtype(dtype, torch.device("cpu")))
     times = []
     for _ in range(12):
         t = time.perf_counter()
@@ -203,7 +206,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         what, arguments, started = sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
         runs = {"baseline": run_baseline, "chargpt": run_chargpt}
-        print(json.dumps(runs[what](started, **arguments) if what in runs else {"peak": matmul_peak()}))
+        print(json.dumps(runs[what](started, **arguments) if what in runs else {"peak": matmul_peak(**arguments)}))
         return
     base = child("baseline", steps=STEPS, measure=True)
     ours = child("chargpt", changes=QUICK)
@@ -221,18 +224,24 @@ def main() -> None:
     print(f"equal time: {longer['total_s'] / base['total_s']:.3f} of the baseline's, loss {longer['loss']:.4f}")
 
     plain = SHAPE | {"optimizer": "adamw", "lr": 1e-3, "max_iters": TIMED_STEPS, "eval_interval": TIMED_STEPS}
-    ratios, steps = [], []
+    theirs, steps = [], {"auto": [], "float32": []}
     for _ in range(PAIRS):
-        theirs = child("baseline", steps=TIMED_STEPS, measure=False)["step_s"]
-        both = child("chargpt", changes=plain | {"warmup_iters": 20}, evaluated=65)["step_s"]
-        ratios.append(theirs / both)
-        steps.append(both)
+        theirs.append(child("baseline", steps=TIMED_STEPS, measure=False)["step_s"])
+        for dtype, times in steps.items():
+            changes = plain | {"warmup_iters": 20, "dtype": dtype}
+            times.append(child("chargpt", changes=changes, evaluated=65)["step_s"])
     C, L = SHAPE["n_embd"], SHAPE["n_layer"]
     work = 6 * (12 * L * C * C + 65 * C) * SHAPE["block_size"] * SHAPE["batch_size"]
-    peak = child("peak")["peak"]
-    step = statistics.median(steps)
-    print(f"steps per second, same shapes, AdamW: {statistics.median(ratios):.2f} times the baseline's ({ratios})")
-    print(f"{step * 1e3:.1f} ms a step: {work / step / 1e9:.0f} of {peak / 1e9:.0f} Gflop/s, {work / step / peak:.0%}")
+    for dtype, times in steps.items():
+        ratios = [a / b for a, b in zip(theirs, times, strict=True)]
+        step, peak = statistics.median(times), child("peak", dtype=dtype)["peak"]
+        print(
+            f"steps per second, same shapes, AdamW, dtype {dtype}: {statistics.median(ratios):.2f} times the baseline's"
+        )
+        rate = work / step
+        print(
+            f"  {step * 1e3:.1f} ms a step: {rate / 1e9:.0f} of {peak / 1e9:.0f} Gflop/s, {rate / peak:.0%} of the peak"
+        )
 
 
 if __name__ == "__main__":
