@@ -28,7 +28,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("chargpt", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "mine.txt").write_text(TEXT)
-    write_params(folder / "params.yaml", corpus="mine.txt", max_iters=60, eval_interval=20)
+    write_params(folder / "params.yaml", corpus="mine.txt", max_iters=60, eval_interval=20, dtype="float32")
     subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=folder, check=True, capture_output=True)
     return folder
 
