@@ -74,11 +74,20 @@ def find_dialect(folder: Path) -> None:
 
 
 def load_text(folder: Path) -> None:
-    """Text to a model, as each start of the legacy programs did it."""
-    from chargpt.legacy import read_legacy
+    """Text to a model by a reader like the legacy one: a Python float per line."""
+    import torch
+
+    from chargpt.legacy import SHAPE, LegacyWeights, _rename
     from chargpt.migration import build_model
 
-    build_model(read_legacy(folder / "weights"), "gelu-head")
+    tensors = {}
+    for path in (folder / "weights").iterdir():
+        with path.open() as file:
+            shape = SHAPE.fullmatch(file.readline().strip().encode())
+            assert shape
+            values = torch.tensor([float(line) for line in file if line.strip()])
+            tensors[path.stem] = values.view([int(size) for size in shape.groups() if size]).numpy()
+    build_model(LegacyWeights(SIZES, _rename(tensors, SIZES)), "gelu-head")
 
 
 def load_file(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
     """
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in model.state_dict().items()}
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not _finite(tensor):
             raise ChargptError(f"{path}: not written: {name} holds nan or infinite values")
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -53,16 +54,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GP
     with open_tensors(path) as file:
         metadata = _parse_metadata(path, file.metadata())
         config, vocab = _parse_config(path, metadata)
-        _check_shapes(path, file, config)
+        model = _empty_model(path, file, config)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     claimed = metadata.pop("sha256", None)
     if tensor_hash(tensors, metadata) != claimed:
         raise ChargptError(f"{path}: the content does not match its own sha256: damaged on its way; fetch it again")
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not _finite(tensor):
             raise ChargptError(f"{path}: {name} holds nan or infinite values: the weights of a diverged model")
-    with torch.device("meta"):  # no initialising of weights that are replaced at once
-        model = GPT(config)
     model.load_state_dict(tensors, assign=True)
     return model.to(device).eval(), vocab
 
@@ -74,12 +73,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def tensor_hash(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """sha256 (hexadecimal) over the tensors' bytes, in the order of their names, and then the facts as sorted JSON."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].numpy().data)
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()
+    """sha256 (hexadecimal) of the tensors' own sha256, in the order of their names, and the facts as sorted JSON."""
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = list(pool.map(lambda name: hashlib.sha256(tensors[name].numpy().data).digest(), sorted(tensors)))
+    return hashlib.sha256(b"".join(digests) + json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str, Any]:
@@ -112,8 +109,13 @@ def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTCon
     return config, vocab
 
 
-def _check_shapes(path: str | Path, file: Any, config: GPTConfig) -> None:
-    """Compare names, shapes and dtypes with the architecture's, before anything of its size is built."""
+def _finite(tensor: Tensor) -> bool:
+    """Whether every value is a number; the sum, which is fast, is one only then (or if it overflows)."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
+    """The model without weights, once names, shapes and dtypes are found to be the architecture's."""
     found = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     # The declared sizes are a stranger's: bound them by what is really in the file before building from them.
     outer = {"wte.weight": [config.vocab_size, config.n_embd], "wpe.weight": [config.block_size, config.n_embd]}
@@ -123,8 +125,9 @@ def _check_shapes(path: str | Path, file: Any, config: GPTConfig) -> None:
     if TENSORS_PER_LAYER * config.n_layer > len(found) or not outer.keys() <= found.keys():
         missing = ", ".join(sorted(outer.keys() - found.keys())) or f"its {config.n_layer} layers are not all there"
         raise ChargptError(f"{path}: missing tensors: {missing}")
-    with torch.device("meta"):
-        expected = {name: list(t.shape) for name, t in GPT(config).state_dict().items()}
+    with torch.device("meta"):  # no initialising of weights that are replaced at once
+        model = GPT(config)
+    expected = {name: list(t.shape) for name, t in model.state_dict().items()}
     if missing_names := sorted(expected.keys() - found.keys()):
         raise ChargptError(f"{path}: missing tensors: {_first(missing_names)}")
     if extra := sorted(found.keys() - expected.keys()):
@@ -132,6 +135,7 @@ def _check_shapes(path: str | Path, file: Any, config: GPTConfig) -> None:
     for name, (shape, dtype) in found.items():
         if shape != expected[name] or dtype != "F32":
             raise ChargptError(f"{path}: {name} is {dtype} {shape}, expected F32 {expected[name]}")
+    return model
 
 
 def _first(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from chargpt.data import Ids, evaluation_batches
 from chargpt.model import GPT
 
-BATCH_CHARACTERS = 8192  # per forward pass: enough to keep a CPU busy, little memory
+BATCH_CHARACTERS = 2048  # per forward pass: enough to keep a CPU busy, little memory
 
 
 @torch.no_grad()

@@ -36,8 +36,8 @@ LEGACY_LOOP = {
     "beta2": 0.999,
     "grad_clip": 0.0,
 }
-SCORED_CHARACTERS = 20_000  # of the text, to compare dialects on
-MIN_MARGIN = 0.005  # nats per character between the best two dialects; less is too close to tell
+SCORED_CHARACTERS = 10_000  # of the text, to compare dialects on
+MIN_MARGIN = 0.01  # nats per character between the best two dialects; less is too close to tell
 
 
 class DoesNotFitCorpus(ChargptError):
