@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -31,6 +32,7 @@ def generate(
     prompt: Annotated[
         str, typer.Option(help="Text to continue; - reads it from standard input.", show_default="a line break")
     ] = "\n",
+    prompt_file: Annotated[Optional[Path], typer.Option(help="File of the text to continue.")] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Characters to generate.")] = 500,
     num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Texts to generate.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest; 1 samples as learned.")] = 0.8,
@@ -39,6 +41,8 @@ def generate(
     seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same text.")] = None,  # noqa: UP045
     model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    output: Annotated[Optional[Path], typer.Option(help="File to write to, once the text is complete.")] = None,  # noqa: UP045
+    exact: Annotated[bool, typer.Option("--exact", help="Always see the whole context; slow past its end.")] = False,
 ) -> None:
     """Continue a prompt; the text goes to standard output as it is made."""
     with one_line_errors():
@@ -46,13 +50,15 @@ def generate(
 
         from chargpt.checkpoint import load_model
         from chargpt.device import pick_device
+        from chargpt.files import atomic_write
         from chargpt.sampling import stream
 
-        if prompt == "-":
+        if prompt_file is not None or prompt == "-":
             try:
-                prompt = sys.stdin.buffer.read().decode("utf-8")
+                raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
+                prompt = raw.decode("utf-8")
             except (AttributeError, UnicodeDecodeError):
-                raise ChargptError("standard input is closed or not UTF-8 text") from None
+                raise ChargptError(f"{prompt_file or 'standard input'}: closed or not UTF-8 text") from None
         if seed is not None and not 0 <= seed < 2**63:
             raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
         gpt, vocab = load_model(model, pick_device(device))
@@ -60,16 +66,25 @@ def generate(
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
         sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
-        for sample in range(num_samples):
-            text = stream(gpt, idx, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-            if num_samples > 1:
-                sys.stdout.write(("\n" if sample else "") + f"=== sample {sample + 1} ===\n")
-            sys.stdout.write(prompt)
-            for chosen in text:
-                sys.stdout.write(vocab.decode(chosen.tolist()))
-                sys.stdout.flush()
-            sys.stdout.write("\n")
-        sys.stdout.flush()
+        with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
+            for sample in range(num_samples):
+                text = stream(
+                    gpt,
+                    idx,
+                    max_tokens,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    generator=generator,
+                    exact=exact,
+                )
+                head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
+                file.write((head + prompt).encode())
+                for chosen in text:
+                    file.write(vocab.decode(chosen.tolist()).encode())
+                    file.flush()
+                file.write(b"\n")
+            file.flush()
 
 
 @app.command()
@@ -120,15 +135,23 @@ def migrate(
 @app.command()
 def export(
     model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
-    output: Annotated[Path, typer.Option(help="Directory to write.")] = Path("hf"),
+    output: Annotated[Path, typer.Option(help="Directory to write, or file if it ends in .onnx.")] = Path("hf"),
 ) -> None:
-    """Write a Hugging Face directory that transformers loads as GPT-2."""
+    """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
     with one_line_errors():
-        from chargpt import export as exporting
-        from chargpt.checkpoint import load_model
+        from chargpt.checkpoint import load_model, read_metadata
 
-        exporting.export(*load_model(model), output)
-        print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+        gpt, vocab = load_model(model)
+        if output.suffix == ".onnx":
+            from chargpt.decoder import save_onnx
+
+            save_onnx(gpt, vocab, output)
+            print(f"wrote {output}; the README shows how ONNX Runtime runs it")
+        else:
+            from chargpt import export as exporting
+
+            exporting.export(gpt, vocab, output, read_metadata(model)["params"])
+            print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
 
 
 @app.command()

@@ -6,7 +6,10 @@ transposed, its attention scale is always that of the head, and its output head 
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,25 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import ChargptError
-from chargpt.files import write_json, write_tensors
+from chargpt.files import write_json, write_tensors, write_text
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 
+MAX_SHOWN = 500  # characters of the vocabulary in the model card
 LAYER_NORM_EPS = 1e-5
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 
 
-def export(model: GPT, vocab: Vocab, output: str | Path) -> None:
-    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json into the directory `output`.
+def export(
+    model: GPT,
+    vocab: Vocab,
+    output: str | Path,
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
+    params: what the model was trained with; metrics: its figures; both for the card only.
     An earlier export is overwritten, file by file; nothing is ever removed. The same model gives the same bytes.
     Raises ChargptError if `output` holds anything else.
     """
@@ -39,6 +50,7 @@ def export(model: GPT, vocab: Vocab, output: str | Path) -> None:
         output / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
     )
+    write_text(output / "README.md", model_card(model, vocab, params or {}, metrics or {}))
 
 
 def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,6 +96,34 @@ def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "dtype": "float32",
     }
     return tensors, config
+
+
+def model_card(model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    """The export's README.md: what the model is, how good, how it was trained, how to load it."""
+    c = model.config
+
+    def table(head: str, rows: Mapping[str, Any]) -> str:
+        lines = [f"| `{name}` | {json.dumps(value)} |" for name, value in rows.items()]
+        return "\n".join([f"| {head} | value |", "| --- | --- |", *lines]) + "\n"
+
+    shown = "".join(vocab.itos[:MAX_SHOWN]) + ("..." if len(vocab) > MAX_SHOWN else "")
+    characters = json.dumps(shown, ensure_ascii=False).replace("`", "\\u0060")
+    sections = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
+        "# A character-level GPT\n\nMade with chargpt. Each token is one character; a text may only hold the"
+        f" {len(vocab)} that the model knows:\n\n```\n{characters}\n```\n",
+        "## Load it\n\n```python\nfrom transformers import pipeline\n\n"
+        'generate = pipeline("text-generation", model="PATH OF THIS DIRECTORY")\n'
+        f'print(generate("...", max_new_tokens=200, do_sample=True)[0]["generated_text"])\n```\n\n'
+        f"The context, prompt and new characters together, is {c.block_size} characters long.\n",
+        "## Architecture\n\n"
+        + table("of the original", asdict(c) | {"parameters": sum(p.numel() for p in model.parameters())}),
+    ]
+    if metrics:
+        sections.append("## Metrics\n\nOn text it was not trained on.\n\n" + table("metric", metrics))
+    if params:
+        sections.append("## Trained with\n\n" + table("parameter", params))
+    return "\n".join(sections)
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:

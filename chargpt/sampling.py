@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from chargpt.decoder import make_decoder
 from chargpt.errors import ChargptError
-from chargpt.model import GPT, KVCache
+from chargpt.model import GPT
+
+DRAWN_AT_ONCE = 256  # random numbers per row
 
 
 def choose(
-    logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
+    logits: NDArray[np.floating[Any]],
+    uniform: NDArray[np.float64],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> NDArray[np.int64]:
     """One id per row, drawn from the tempered and truncated distribution by inverting its cumulative sum.
 
-    logits: (B, V) float; uniform: (B,) float64 in [0, 1), the randomness. Returns (B,) int64.
+    logits: (B, V); uniform: (B,) in [0, 1), the randomness. Returns (B,) int64.
     temperature: 0 takes the most likely. top_k: keep the k most likely (of equals, those with the lower id).
     top_p: keep the fewest most likely whose probabilities reach top_p (Source: Holtzman et al. 2020).
     """
-    if not logits.isfinite().all():
+    best = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(best).all() or not np.isfinite(logits.sum()):
         raise ChargptError("the model's predictions are not finite numbers: the weights of a diverged model")
-    logits, order = torch.sort(logits.double(), dim=-1, descending=True, stable=True)
     if temperature == 0:
-        return order[:, 0]
-    # the largest is moved to 0 first, so that no temperature overflows
-    probs = torch.softmax((logits - logits[:, :1]) / temperature, dim=-1)
-    if top_k is not None:
-        probs[:, top_k:] = 0
-    if top_p is not None:
-        reached = probs.cumsum(-1) / probs.sum(-1, keepdim=True)
-        probs[:, 1:].masked_fill_(reached[:, :-1] >= top_p, 0)
-    cumulative = probs.cumsum(-1)
-    chosen = (cumulative > uniform[:, None] * cumulative[:, -1:]).int().argmax(-1)
-    return order.gather(1, chosen[:, None])[:, 0]
+        return logits.argmax(axis=1)
+    with np.errstate(over="ignore"):  # the largest is moved to 0: only what is impossible overflows, to -inf
+        probs = np.exp(np.subtract(logits, best, dtype=np.float64) / temperature)
+    if top_k is not None or top_p is not None:
+        order = np.argsort(-logits, axis=1, kind="stable")
+        ranked = np.take_along_axis(probs, order, axis=1)
+        if top_k is not None:
+            ranked[:, top_k:] = 0
+        if top_p is not None:
+            reached = ranked.cumsum(axis=1) / ranked.sum(axis=1, keepdims=True)
+            ranked[:, 1:][reached[:, :-1] >= top_p] = 0
+        np.put_along_axis(probs, order, ranked, axis=1)
+    cumulative = probs.cumsum(axis=1)
+    return (cumulative > uniform[:, None] * cumulative[:, -1:]).argmax(axis=1)
 
 
 def stream(
@@ -46,51 +60,37 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    exact: bool = False,
 ) -> Iterator[Tensor]:
-    """An iterator over the next ids (B,) int64, `max_tokens` of them; the arguments are those of `generate`.
-
-    When the context is full, the last half of it is read again from position 0 and generation goes on:
-    learned positions cannot slide along, and reading all again for each character would cost block_size
-    times as much. Raises ChargptError for an empty prompt or an argument out of its range.
-    """
+    """An iterator over the next ids (B,) int64, `max_tokens` of them; the arguments are those of `generate`."""
     if idx.dim() != 2 or idx.size(1) == 0:
         raise ChargptError("generation needs a prompt of at least one character")
     _check_options(max_tokens, temperature, top_k, top_p)
     # Each row has its own stream of randomness, so that a text does not depend on how many are made beside it.
     rows = [_row_generator(generator) for _ in range(idx.size(0))]
-    return _stream(model, idx, max_tokens, rows, temperature, top_k, top_p)
+    return _stream(model, idx, max_tokens, rows, exact, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
-@torch.inference_mode()
 def _stream(
-    model: GPT,
-    idx: Tensor,
-    max_tokens: int,
-    rows: list[torch.Generator],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    model: GPT, idx: Tensor, max_tokens: int, rows: list[torch.Generator], exact: bool, **options: Any
 ) -> Iterator[Tensor]:
-    was_training = model.training
-    model.eval()
     block_size = model.config.block_size
-    device = model.wte.weight.device
-    context = idx[:, -block_size:].to(device)
-    cache = KVCache(model, idx.size(0))
-    unread = context
-    try:
-        for _ in range(max_tokens):
-            if cache.length + unread.size(1) > block_size:
-                unread = context = context[:, -max(1, block_size // 2) :]
-                cache = KVCache(model, idx.size(0))
-            logits = model(unread, cache)[:, -1]
-            uniform = torch.stack([torch.rand((), dtype=torch.float64, generator=row) for row in rows]).to(device)
-            chosen = choose(logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p)
-            yield chosen
-            unread = chosen[:, None]
-            context = torch.cat([context, unread], dim=1)
-    finally:
-        model.train(was_training)
+    kept = block_size if exact else max(1, block_size // 2)  # characters read again when the context is full
+    decoder = make_decoder(model, idx.size(0))
+    text = np.empty((idx.size(0), idx.size(1) + max_tokens), np.int64)
+    text[:, : idx.size(1)] = idx.cpu().numpy()
+    unread = slice(max(0, idx.size(1) - block_size), idx.size(1))
+    for end in range(idx.size(1), text.shape[1]):
+        if decoder.length + unread.stop - unread.start > block_size:
+            decoder.forget()
+            unread = slice(end - kept, end)
+        logits = decoder.read(text[:, unread])
+        drawn = (end - idx.size(1)) % DRAWN_AT_ONCE
+        if drawn == 0:
+            uniforms = np.stack([torch.rand(DRAWN_AT_ONCE, dtype=torch.float64, generator=row).numpy() for row in rows])
+        text[:, end] = choose(logits, uniforms[:, drawn], **options)
+        unread = slice(end, end + 1)
+        yield torch.from_numpy(text[:, end])
 
 
 def generate(
@@ -102,14 +102,51 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Continue each row of idx (B, T) int64 by `max_tokens` characters: (B, T + max_tokens) int64.
 
     temperature: >= 0, 0 takes the most likely character; top_k: >= 1 or None; top_p: in (0, 1] or None.
     generator: a CPU generator to draw from, torch's own if None; the same state gives the same text.
+    exact: what happens when the context is full. Learned positions cannot slide along, so each further character
+    needs the last block_size ones read again from position 0. That is what `exact` does, at a hundred times the
+    cost; otherwise the last half is read again whenever the context is full, and a prediction sees between half
+    and all of block_size characters.
+    Raises ChargptError for an empty prompt or an argument out of its range.
     """
-    new = stream(model, idx, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    return torch.cat([idx, *(chosen[:, None].to(idx.device) for chosen in new)], dim=1)
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
+    new = [chosen[:, None].to(idx.device) for chosen in stream(model, idx, max_tokens, generator=generator, **options)]
+    return torch.cat([idx, *new], dim=1)
+
+
+def generate_each(
+    model: GPT,
+    prompts: Sequence[Tensor],
+    max_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    exact: bool = False,
+) -> list[Tensor]:
+    """Continue prompts of different lengths, (T,) int64 each, by `max_tokens`; the options are those of `generate`.
+
+    Those of one length are generated together; a text depends on its place among the prompts, not on the others.
+    """
+    _check_options(max_tokens, temperature, top_k, top_p)
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    rows = [_row_generator(generator) for _ in prompts]
+    texts = list(prompts)
+    for length in sorted({len(prompt) for prompt in prompts}):
+        if length == 0:
+            raise ChargptError("generation needs a prompt of at least one character")
+        numbers = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        idx = torch.stack([prompts[i] for i in numbers])
+        new = _stream(model, idx, max_tokens, [rows[i] for i in numbers], exact, **options)
+        for i, text in zip(numbers, torch.cat([idx, *(chosen[:, None] for chosen in new)], dim=1), strict=True):
+            texts[i] = text
+    return texts
 
 
 def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -103,6 +103,25 @@ def test_inspect(folder: Path) -> None:
         assert words in done.stdout
 
 
+def test_generate_from_and_to_a_file(folder: Path) -> None:
+    (folder / "prompt.txt").write_text("abc", encoding="utf-8")
+    options = ["--max-tokens", "40", "--seed", "1"]
+    shown = chargpt("generate", "--prompt", "abc", *options, cwd=folder)
+    written = chargpt("generate", "--prompt-file", "prompt.txt", "--output", "new/text.txt", *options, cwd=folder)
+    assert (written.returncode, written.stdout) == (0, ""), written.stderr
+    assert (folder / "new/text.txt").read_text(encoding="utf-8") == shown.stdout
+    absent = chargpt("generate", "--prompt-file", "absent.txt", cwd=folder)
+    assert (absent.returncode, absent.stderr) == (1, "error: absent.txt: No such file or directory\n")
+    (folder / "prompt.txt").write_bytes(b"\xff")
+    bad = chargpt("generate", "--prompt-file", "prompt.txt", cwd=folder)
+    assert (bad.returncode, bad.stderr) == (1, "error: prompt.txt: closed or not UTF-8 text\n")
+
+
+def test_export_for_onnx_runtime(folder: Path) -> None:
+    done = chargpt("export", "--output", "model.onnx", cwd=folder)
+    assert (done.returncode, (folder / "model.onnx").stat().st_size > 1000) == (0, True), done.stderr
+
+
 def test_export(folder: Path) -> None:
     assert chargpt("export", "--output", "hf", cwd=folder).returncode == 0
     assert (folder / "hf/config.json").is_file()

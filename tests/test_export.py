@@ -54,3 +54,12 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
         export(model, VOCAB, tmp_path / "mine")
     assert {p.name: p.stat().st_size for p in (tmp_path / "mine").iterdir()} == {"thesis.txt": 0, "config.json": 0}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]
+
+
+def test_model_card(tmp_path: Path) -> None:
+    model = random_model(GPTConfig(10, 8, 1, 2, 8))
+    export(model, VOCAB, tmp_path / "hf", {"lr": 0.02}, {"val_loss": 1.25})
+    card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for words in ("| `lr` | 0.02 |", "| `val_loss` | 1.25 |", "| `n_embd` | 8 |", "is 8 characters long", "\U0001f600"):
+        assert words in card

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from chargpt.errors import ChargptError
 from chargpt.model import GPT, GPTConfig
-from chargpt.sampling import choose, generate
+from chargpt.sampling import choose, generate, generate_each
 from tests.conftest import random_model
 
 
@@ -19,10 +20,10 @@ def seeded(seed: int) -> torch.Generator:
 
 def test_distribution() -> None:
     """100,000 evenly spread draws hit each character as often as its probability says, within one draw."""
-    p = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    p = np.array([0.1, 0.5, 0.15, 0.25])
     n = 100_000
-    drawn = choose(p.log().expand(n, 4), (torch.arange(n, dtype=torch.float64) + 0.5) / n)
-    assert (torch.bincount(drawn) / n - p).abs().max() <= 1.5 / n
+    drawn = choose(np.tile(np.log(p), (n, 1)), (np.arange(n) + 0.5) / n)
+    assert np.abs(np.bincount(drawn) / n - p).max() <= 1.5 / n
 
 
 logits = st.lists(st.sampled_from([0.0, 1.0, 1.0, -3.0, 50.0, -1e30]), min_size=1, max_size=9)
@@ -31,9 +32,8 @@ uniform = st.floats(0, 1, exclude_max=True)
 
 @given(logits, uniform, st.integers(1, 12))
 def test_top_k_admits_k_even_with_ties(values: list[float], u: float, k: int) -> None:
-    row = torch.tensor([values])
-    kept = torch.sort(row, descending=True, stable=True).indices[0, :k].tolist()
-    assert choose(row, torch.tensor([u], dtype=torch.float64), top_k=k).item() in kept
+    kept = sorted(range(len(values)), key=lambda i: -values[i])[:k]
+    assert choose(np.array([values]), np.array([u]), top_k=k).item() in kept
 
 
 @given(logits, uniform, st.sampled_from([1e-9, 0.1, 0.5, 0.9, 1.0]))
@@ -46,19 +46,19 @@ def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], u: float, p: f
         mass += q
         if mass >= p - 1e-12:
             break
-    assert choose(row, torch.tensor([u], dtype=torch.float64), top_p=p).item() in kept
+    assert choose(row.numpy(), np.array([u]), top_p=p).item() in kept
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, math.nextafter(1, 0)])
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-9}])
 def test_greedy_limits(u: float, options: dict[str, float]) -> None:
-    row = torch.tensor([[1.0, 3.0, 2.0, -1e30]])
-    assert choose(row, torch.tensor([u], dtype=torch.float64), **options).item() == 1  # type: ignore[arg-type]
+    row = np.array([[1.0, 3.0, 2.0, -1e30]], np.float32)
+    assert choose(row, np.array([u]), **options).item() == 1  # type: ignore[arg-type]
 
 
 def test_hot_limit_is_uniform() -> None:
-    u = (torch.arange(4, dtype=torch.float64) + 0.5) / 4
-    assert sorted(choose(torch.tensor([[1.0, 3.0, 2.0, 0.0]]).expand(4, 4), u, temperature=1e6)) == [0, 1, 2, 3]
+    u = (np.arange(4) + 0.5) / 4
+    assert sorted(choose(np.array([[1.0, 3.0, 2.0, 0.0]] * 4), u, temperature=1e6)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("length", [1, 3, 8, 20])
@@ -96,6 +96,27 @@ def test_past_the_context_the_last_half_is_read_again(model: GPT) -> None:
     for size in [8, 4, 5, 6, 7, 8, 4]:
         expected = torch.cat([expected, model(expected[:, -size:])[:, -1].argmax(-1, keepdim=True)], 1)
     assert torch.equal(generate(model, idx, 7, temperature=0), expected)
+
+
+def test_exact_reads_the_whole_context_for_each_character(model: GPT) -> None:
+    idx = torch.tensor([[0, 1, 2, 3, 4, 5, 6]])
+    expected = idx
+    for _ in range(6):
+        expected = torch.cat([expected, model(expected[:, -8:])[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(generate(model, idx, 6, temperature=0, exact=True), expected)
+
+
+def test_prompts_of_different_lengths(model: GPT) -> None:
+    prompts = [torch.tensor(ids) for ids in ([1, 2, 3], [4], [3, 2, 1], [1] * 20)]
+    texts = generate_each(model, prompts, 12, generator=seeded(4))
+    assert [len(text) for text in texts] == [15, 13, 15, 32]
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert torch.equal(text[: len(prompt)], prompt)
+    others = [torch.tensor([7, 7]), torch.tensor([4]), torch.tensor([5]), torch.tensor([6] * 4)]
+    assert torch.equal(generate_each(model, others, 12, generator=seeded(4))[1], texts[1])
+    assert torch.equal(generate_each(model, prompts[:1], 12, generator=seeded(4))[0], texts[0])
+    with pytest.raises(ChargptError, match="at least one character"):
+        generate_each(model, [*prompts, torch.zeros(0, dtype=torch.int64)], 1)
 
 
 def test_context_of_one() -> None:
