@@ -7,6 +7,7 @@ GPU) the model itself runs, with its key/value cache. `chargpt.model` stays the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from chargpt.vocab import Vocab
 
 IDS = NDArray[np.int64]
 PARAMETERS_PER_THREAD = 400_000  # that a character must be multiplied with for another thread to pay
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators: attention with a cache, sum and norm in one
 OPSET, CONTRIB_OPSET, IR_VERSION = 20, 1, 9  # the oldest that have Gelu
 
 
@@ -156,22 +158,33 @@ def onnx_model(model: GPT) -> onnx.ModelProto:
         used[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
-    def node(kind: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{kind}_{len(nodes)}"
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
+    def node(kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
+        """Adds a node, with `outputs` beside its first, which is returned."""
+        first = f"{kind}_{len(nodes)}"
+        nodes.append(helper.make_node(kind, inputs, [first, *outputs], **attributes))
+        return first
 
     def embedding(name: str, ids: str) -> str:
         return node("Gather", weight(name, weights[f"{name}.weight"]), ids)
 
-    def layer_norm(name: str, x: str) -> str:
-        parts = [weight(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
-        return node("LayerNormalization", x, *parts, axis=-1, epsilon=1e-5)
+    def parts(name: str) -> list[str]:
+        return [weight(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
+
+    def matmul(name: str, x: str) -> str:
+        return node("MatMul", x, weight(f"{name}.weight", weights[f"{name}.weight"].T))
 
     def linear(name: str, x: str) -> str:
-        y = node("MatMul", x, weight(f"{name}.weight", weights[f"{name}.weight"].T))
-        bias = weights.get(f"{name}.bias")
-        return y if bias is None else node("Add", y, weight(f"{name}.bias", bias))
+        return node("Add", matmul(name, x), weight(f"{name}.bias", weights[f"{name}.bias"]))
+
+    def add_and_norm(x: str, projection: str, y: str, norm: str) -> tuple[str, str]:
+        """x + projection(y), and its LayerNorm; one node for the bias, the sum and the norm."""
+        total = f"sum_{len(nodes)}"
+        y = matmul(projection, y)
+        bias = weight(f"{projection}.bias", weights[f"{projection}.bias"])
+        normed = node(
+            "SkipLayerNormalization", x, y, *parts(norm), bias, outputs=["", "", total], domain=CONTRIB, epsilon=1e-5
+        )
+        return total, normed
 
     inputs = [
         helper.make_tensor_value_info("idx", TensorProto.INT64, ["B", "S"]),
@@ -182,6 +195,7 @@ def onnx_model(model: GPT) -> onnx.ModelProto:
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "S", c.vocab_size])]
     hs, padded = c.n_embd // c.n_head, _head_size(model)
     x = node("Add", embedding("wte", "idx"), embedding("wpe", "positions"))
+    normed = node("LayerNormalization", x, *parts("h.0.ln_1"), axis=-1, epsilon=1e-5)
     for i in range(c.n_layer):
         attention, mlp = f"h.{i}.attn", f"h.{i}.mlp"
         if padded > hs:  # the attention wants multiples of 8: zeros change nothing
@@ -190,29 +204,26 @@ def onnx_model(model: GPT) -> onnx.ModelProto:
             out = weights[f"{attention}.c_proj.weight"].reshape(c.n_embd, c.n_head, hs)
             out = np.pad(out, ((0, 0), (0, 0), (0, padded - hs))).reshape(c.n_embd, -1)
             weights[f"{attention}.c_attn.weight"], weights[f"{attention}.c_proj.weight"] = qkv, out
-        qkv_name = linear(f"{attention}.c_attn", layer_norm(f"h.{i}.ln_1", x))
         names = [f"key_{i}", f"value_{i}"]
-        y = f"attention_{i}"
-        nodes.append(
-            helper.make_node(
-                "GroupQueryAttention",
-                [qkv_name, "", "", *(f"past_{name}" for name in names), "last_position", "length"],
-                [y, *(f"present_{name}" for name in names)],
-                domain="com.microsoft",
-                num_heads=c.n_head,
-                kv_num_heads=c.n_head,
-                scale=float(c.scale),
-            )
+        y = node(
+            "GroupQueryAttention",
+            *(matmul(f"{attention}.c_attn", normed), "", ""),
+            *(*(f"past_{name}" for name in names), "last_position", "length"),
+            outputs=[f"present_{name}" for name in names],
+            domain=CONTRIB,
+            num_heads=c.n_head,
+            kv_num_heads=c.n_head,
+            scale=float(c.scale),
         )
         shape: list[str | int | None] = ["B", c.n_head, c.block_size, padded]
         inputs += [helper.make_tensor_value_info(f"past_{name}", TensorProto.FLOAT, shape) for name in names]
         outputs += [helper.make_tensor_value_info(f"present_{name}", TensorProto.FLOAT, shape) for name in names]
-        x = node("Add", x, linear(f"{attention}.c_proj", y))
-        hidden = linear(f"{mlp}.c_fc", layer_norm(f"h.{i}.ln_2", x))
-        x = node("Add", x, linear(f"{mlp}.c_proj", node({"gelu": "Gelu", "relu": "Relu"}[c.activation], hidden)))
-    nodes.append(helper.make_node("Identity", [linear("lm_head", layer_norm("ln_f", x))], ["logits"]))
+        x, normed = add_and_norm(x, f"{attention}.c_proj", y, f"h.{i}.ln_2")
+        hidden = node({"gelu": "Gelu", "relu": "Relu"}[c.activation], linear(f"{mlp}.c_fc", normed))
+        x, normed = add_and_norm(x, f"{mlp}.c_proj", hidden, f"h.{i + 1}.ln_1" if i + 1 < c.n_layer else "ln_f")
+    nodes.append(helper.make_node("Identity", [linear("lm_head", normed)], ["logits"]))
     graph = helper.make_graph(nodes, "chargpt", inputs, outputs, list(used.values()))
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", CONTRIB_OPSET)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="chargpt")
 
 
