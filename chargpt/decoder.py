@@ -1,8 +1,8 @@
 """Reading characters and predicting the next one, as fast as the machine can: ONNX Runtime on a CPU.
 
-At this size torch spends four fifths of a character's time on starting operations, not on arithmetic. ONNX Runtime runs
-the same step about five times as fast; the graph is written from the model's weights in milliseconds. Elsewhere (a
-GPU) the model itself runs, with its key/value cache. `chargpt.model` stays the definition: tests hold both to it.
+At this size torch spends most of a character's time on starting operations, not on arithmetic. ONNX Runtime runs the
+same step three times as fast; the graph is written from the model's weights in milliseconds. Elsewhere (a GPU) the
+model itself runs, with its key/value cache. `chargpt.model` stays the definition: tests hold both to it.
 """
 
 from __future__ import annotations
