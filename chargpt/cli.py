@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from chargpt import __version__
 from chargpt.errors import ChargptError, one_line_errors
 
 MODEL = Path("artifacts/model.safetensors")
@@ -22,16 +23,25 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
     pass
 
 
 @app.command()
 def generate(
     prompt: Annotated[
-        str, typer.Option(help="Text to continue; - reads it from standard input.", show_default="a line break")
-    ] = "\n",
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Text to continue; - reads it from standard input.", show_default="a line break"),
+    ] = None,
     prompt_file: Annotated[Optional[Path], typer.Option(help="File of the text to continue.")] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Characters to generate.")] = 500,
     num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Texts to generate.")] = 1,
@@ -53,12 +63,15 @@ def generate(
         from chargpt.files import atomic_write
         from chargpt.sampling import stream
 
+        if prompt is not None and prompt_file is not None:
+            raise ChargptError("--prompt and --prompt-file exclude one another")
         if prompt_file is not None or prompt == "-":
             try:
                 raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
-                prompt = raw.decode("utf-8")
+                prompt = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
             except (AttributeError, UnicodeDecodeError):
                 raise ChargptError(f"{prompt_file or 'standard input'}: closed or not UTF-8 text") from None
+        prompt = "\n" if prompt is None else prompt
         if seed is not None and not 0 <= seed < 2**63:
             raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
         gpt, vocab = load_model(model, pick_device(device))

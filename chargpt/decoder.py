@@ -79,7 +79,7 @@ class OnnxDecoder:
         parameters = sum(p.numel() for p in model.h.parameters())
         wanted = 1 + parameters * batch_size // PARAMETERS_PER_THREAD
         options.intra_op_num_threads = max(1, min(torch.get_num_threads(), wanted))
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         self.session = onnxruntime.InferenceSession(
             onnx_model(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

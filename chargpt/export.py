@@ -108,14 +108,19 @@ def model_card(model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Map
 
     shown = "".join(vocab.itos[:MAX_SHOWN]) + ("..." if len(vocab) > MAX_SHOWN else "")
     characters = json.dumps(shown, ensure_ascii=False).replace("`", "\\u0060")
+    # in transformers, unlike here, generation ends with the context
+    half = max(1, c.block_size // 2)
+    wider = gpt2_layout(model)[1]["n_embd"] - c.n_embd
+    note = f" It is stored {wider} units wider, which hold the head's bias; GPT-2 has none." if wider else ""
     sections = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
         "# A character-level GPT\n\nMade with chargpt. Each token is one character; a text may only hold the"
         f" {len(vocab)} that the model knows:\n\n```\n{characters}\n```\n",
         "## Load it\n\n```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", model="PATH OF THIS DIRECTORY")\n'
-        f'print(generate("...", max_new_tokens=200, do_sample=True)[0]["generated_text"])\n```\n\n'
-        f"The context, prompt and new characters together, is {c.block_size} characters long.\n",
+        f"print(generate({json.dumps(vocab.itos[0])}, max_new_tokens={half}, do_sample=True)[0]"
+        '["generated_text"])\n```\n\n'
+        f"The prompt and the new characters together may be {c.block_size} characters long, its context.{note}\n",
         "## Architecture\n\n"
         + table("of the original", asdict(c) | {"parameters": sum(p.numel() for p in model.parameters())}),
     ]

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError
 
+UMASK = os.umask(0)  # there is no other way to read it
+os.umask(UMASK)
 SAFETENSORS_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
 
 
@@ -35,6 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~UMASK)  # a library may have made it for its owner alone
         os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):  # a full disk does not say which file it was

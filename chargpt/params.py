@@ -111,6 +111,7 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1000
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     values: Any = dict(changes)
     if path.exists():
         load_params(path)

@@ -64,8 +64,7 @@ def stream(
     exact: bool = False,
 ) -> Iterator[Tensor]:
     """An iterator over the next ids (B,) int64, `max_tokens` of them; the arguments are those of `generate`."""
-    if idx.dim() != 2 or idx.size(1) == 0:
-        raise ChargptError("generation needs a prompt of at least one character")
+    _check_ids(model, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
     # Each row has its own stream of randomness, so that a text does not depend on how many are made beside it.
     rows = [_row_generator(generator) for _ in range(idx.size(0))]
@@ -110,7 +109,7 @@ def generate(
     temperature: >= 0, 0 takes the most likely character; top_k: >= 1 or None; top_p: in (0, 1] or None.
     generator: a CPU generator to draw from, torch's own if None; the same state gives the same text.
     exact: what happens when the context is full. Learned positions cannot slide along, so each further character
-    needs the last block_size ones read again from position 0. That is what `exact` does, at a hundred times the
+    needs the last block_size ones read again from position 0. That is what `exact` does, at ten times the
     cost; otherwise the last eighth is read again whenever the context is full, and a prediction sees between an
     eighth and all of block_size characters, which measurably loses nothing.
     Raises ChargptError for an empty prompt or an argument out of its range.
@@ -139,15 +138,24 @@ def generate_each(
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     rows = [_row_generator(generator) for _ in prompts]
     texts = list(prompts)
+    for prompt in prompts:
+        _check_ids(model, prompt[None])
     for length in sorted({len(prompt) for prompt in prompts}):
-        if length == 0:
-            raise ChargptError("generation needs a prompt of at least one character")
         numbers = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         idx = torch.stack([prompts[i] for i in numbers])
         new = _stream(model, idx, max_tokens, [rows[i] for i in numbers], exact, **options)
         for i, text in zip(numbers, torch.cat([idx, *(chosen[:, None] for chosen in new)], dim=1), strict=True):
             texts[i] = text
     return texts
+
+
+def _check_ids(model: GPT, idx: Tensor) -> None:
+    if idx.dim() != 2:
+        raise ChargptError(f"ids have shape {tuple(idx.shape)}; expected (B, T), one row for each text")
+    if idx.size(1) == 0:
+        raise ChargptError("generation needs a prompt of at least one character")
+    if idx.numel() and not 0 <= int(idx.min()) <= int(idx.max()) < model.config.vocab_size:
+        raise ChargptError(f"ids reach from {idx.min()} to {idx.max()}; the vocabulary has {model.config.vocab_size}")
 
 
 def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -110,6 +110,11 @@ def test_generate_from_and_to_a_file(folder: Path) -> None:
     written = chargpt("generate", "--prompt-file", "prompt.txt", "--output", "new/text.txt", *options, cwd=folder)
     assert (written.returncode, written.stdout) == (0, ""), written.stderr
     assert (folder / "new/text.txt").read_text(encoding="utf-8") == shown.stdout
+    (folder / "prompt.txt").write_bytes(b"\xef\xbb\xbfab\r\nc")
+    windows = chargpt("generate", "--prompt-file", "prompt.txt", *options, cwd=folder)
+    assert windows.stdout.startswith("ab\nc"), windows.stderr
+    both = chargpt("generate", "--prompt-file", "prompt.txt", "--prompt", "a", cwd=folder)
+    assert (both.returncode, both.stderr) == (1, "error: --prompt and --prompt-file exclude one another\n")
     absent = chargpt("generate", "--prompt-file", "absent.txt", cwd=folder)
     assert (absent.returncode, absent.stderr) == (1, "error: absent.txt: No such file or directory\n")
     (folder / "prompt.txt").write_bytes(b"\xff")
@@ -167,6 +172,7 @@ def test_migrate_sets_params_yaml(tmp_path: Path) -> None:
     kept = (tmp_path / "params.yaml").read_text()
     comments = [[line.partition("#")[2] for line in text.splitlines()] for text in (before, kept)]
     assert comments[0] == comments[1]
+    assert "top_k: null " in kept
     (tmp_path / "config.json").write_text('{"learning_rate": -1, "max_iters": "many"}')
     refused = chargpt(*command, "params.yaml", "--config", "config.json", cwd=tmp_path)
     assert (refused.returncode, "params.yaml: max_iters is 'many'" in refused.stderr) == (1, True), refused.stderr

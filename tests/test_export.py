@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import filecmp
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +63,13 @@ def test_model_card(tmp_path: Path) -> None:
     export(model, VOCAB, tmp_path / "hf", {"lr": 0.02}, {"val_loss": 1.25})
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n")
-    for words in ("| `lr` | 0.02 |", "| `val_loss` | 1.25 |", "| `n_embd` | 8 |", "is 8 characters long", "\U0001f600"):
+    for words in (
+        "| `lr` | 0.02 |",
+        "| `val_loss` | 1.25 |",
+        "| `n_embd` | 8 |",
+        "may be 8 characters long",
+        "\U0001f600",
+    ):
         assert words in card
+    snippet = card.split("```python\n")[1].split("```")[0].replace("PATH OF THIS DIRECTORY", str(tmp_path / "hf"))
+    assert subprocess.run([sys.executable, "-W", "error", "-c", snippet], capture_output=True).returncode == 0

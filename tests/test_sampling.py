@@ -181,6 +181,9 @@ def test_mode_is_restored(model: GPT) -> None:
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"max_tokens": -1}, "max_tokens is -1"),
         ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "at least one character"),
+        ({"idx": torch.tensor([1])}, r"ids have shape \(1,\); expected \(B, T\)"),
+        ({"idx": torch.tensor([[99]])}, "ids reach from 99 to 99; the vocabulary has 14"),
+        ({"idx": torch.tensor([[-1]])}, "ids reach from -1"),
     ],
 )
 def test_refused(model: GPT, change: dict[str, object], message: str) -> None:
