@@ -78,7 +78,8 @@ def generate(
         idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
-        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+        if sys.stdout is None and output is None:
+            raise ChargptError("standard output is closed; pass --output")
         with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
             for sample in range(num_samples):
                 text = stream(
@@ -120,8 +121,7 @@ def migrate(
         from chargpt import migration
         from chargpt.checkpoint import load_model
         from chargpt.data import read_tokens, scan_text, write_tokens
-        from chargpt.legacy import read_config
-        from chargpt.params import write_params
+        from chargpt.params import load_params, write_params
 
         if corpus is None:
             raise ChargptError(
@@ -131,6 +131,9 @@ def migrate(
             raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(migration.DIALECTS)}")
         if not 0 < val_fraction < 1:
             raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
+        settings = migration.legacy_settings(config) if config and params_out else {}
+        if params_out and params_out.exists():  # before anything is written
+            load_params(params_out)
         vocab, length = scan_text(corpus)
         with tempfile.TemporaryDirectory() as folder:
             tokens = Path(folder) / "tokens.safetensors"
@@ -139,8 +142,7 @@ def migrate(
             found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
         print(found.report())
         if params_out is not None:
-            settings = read_config(config) if config else {}
-            write_params(params_out, migration.matching_params(load_model(output)[0], found.dialect, settings))
+            write_params(params_out, migration.matching_params(load_model(output)[0], found.dialect) | settings)
             print(f"wrote {params_out}: its model and training keys are now those of the legacy model")
         print(f"wrote {output}; try: chargpt generate --model {output}")
 
@@ -155,7 +157,7 @@ def export(
         from chargpt.checkpoint import load_model, read_metadata
 
         gpt, vocab = load_model(model)
-        if output.suffix == ".onnx":
+        if output.suffix.lower() == ".onnx":
             from chargpt.decoder import save_onnx
 
             save_onnx(gpt, vocab, output)

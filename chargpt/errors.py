@@ -24,7 +24,8 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     except ChargptError as error:
         _fail(str(error))
     except BrokenPipeError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -40,17 +42,27 @@ def export(
     Raises ChargptError if `output` holds anything else.
     """
     output = Path(output)
-    if output.exists() and not (output.is_dir() and {p.name for p in output.iterdir()} in (set(), FILES)):
+    if output.exists() and not (output.is_dir() and _names(output) in (set(), FILES, FILES - {"README.md"})):
         raise ChargptError(f"{output}: holds something else than an earlier export; choose another directory")
     tensors, config = gpt2_layout(model)
-    write_tensors(output / "model.safetensors", tensors, {"format": "pt"})
-    write_json(output / "config.json", config)
-    write_json(output / "tokenizer.json", tokenizer(vocab))
-    write_json(
-        output / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
-    )
-    write_text(output / "README.md", model_card(model, vocab, params or {}, metrics or {}))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".chargpt-", dir=output.parent) as name:  # all of it, or nothing
+        folder = Path(name)
+        write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+        write_json(folder / "config.json", config)
+        write_json(folder / "tokenizer.json", tokenizer(vocab))
+        write_json(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
+        )
+        write_text(folder / "README.md", model_card(model, vocab, params or {}, metrics or {}))
+        output.mkdir(exist_ok=True)
+        for file in sorted(FILES):
+            os.replace(folder / file, output / file)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,7 +115,7 @@ def model_card(model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Map
     c = model.config
 
     def table(head: str, rows: Mapping[str, Any]) -> str:
-        lines = [f"| `{name}` | {json.dumps(value)} |" for name, value in rows.items()]
+        lines = [f"| `{ascii(name)[1:-1]}` | {json.dumps(value)} |" for name, value in rows.items()]
         return "\n".join([f"| {head} | value |", "| --- | --- |", *lines]) + "\n"
 
     shown = "".join(vocab.itos[:MAX_SHOWN]) + ("..." if len(vocab) > MAX_SHOWN else "")

@@ -31,13 +31,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.name or path.is_dir():
         raise ChargptError(f"{str(path)!r} is a directory; give the path of a file to write")
+    if path.exists() and not path.is_file():
+        raise ChargptError(f"{path}: not a regular file; it would be replaced by one")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".chargpt-{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~UMASK)  # a library may have made it for its owner alone
+        # a library may have made it for its owner alone
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):  # a full disk does not say which file it was

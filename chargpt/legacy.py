@@ -206,6 +206,9 @@ def _read_values(path: Path, shape: tuple[int, ...], problems: list[str]) -> Arr
         values[found : found + part.size] = part
         found += part.size
         line += chunk.count(b"\n")
+    if found == count and not chunk.endswith(b"\n") and float(chunk.split()[-1]) != float(values[-1]):
+        # written in full, a float32 reads back exactly
+        problems.append(f"{path}: the last value, {chunk.split()[-1].decode()}, is cut off: the file is truncated")
     if found < count:
         problems.append(f"{path}: {found} values, expected {count} for shape {list(shape)}: the file is truncated")
     return values.reshape(shape) if found == count else np.empty(0, np.float32)

@@ -8,7 +8,6 @@ the text the model was trained on, so the four combinations are scored on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,8 +20,9 @@ from chargpt.checkpoint import load_model, save_model
 from chargpt.data import Ids
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.legacy import LegacyWeights, read_legacy
+from chargpt.legacy import LegacyWeights, read_config, read_legacy
 from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
+from chargpt.params import check_value
 from chargpt.vocab import Vocab
 
 DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
@@ -37,7 +37,7 @@ LEGACY_LOOP = {
     "grad_clip": 0.0,
 }
 SCORED_CHARACTERS = 10_000  # of the text, to compare dialects on
-MIN_MARGIN = 0.01  # nats per character between the best two dialects; less is too close to tell
+MIN_MARGIN = 0.005  # nats per character between the best two dialects; less is too close to tell
 
 
 class DoesNotFitCorpus(ChargptError):
@@ -145,17 +145,26 @@ def choose_dialect(losses: dict[str, float], without_context: float, weights_dir
     return best
 
 
-def matching_params(model: GPT, dialect: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The lines of params.yaml with which training continues this migrated model.
+def legacy_settings(path: Path) -> dict[str, Any]:
+    """What a legacy config.json says of training, as lines of params.yaml with which it goes on as before.
 
-    config: the legacy config.json, or empty; with its learning_rate, training goes on as the legacy system did it.
+    Raises ChargptError if a value is none that params.yaml allows.
     """
-    names = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
-    lines = {"init": "migrated", "dialect": dialect} | {name: getattr(model.config, name) for name in names}
-    lines |= {name: config[name] for name in ("batch_size", "max_iters", "eval_interval", "device") if name in config}
+    config = read_config(path)
+    lines: dict[str, Any] = {
+        name: config[name] for name in ("batch_size", "max_iters", "eval_interval", "device") if name in config
+    }
     if "learning_rate" in config:
         lines |= {"lr": config["learning_rate"]} | LEGACY_LOOP
+    for key, value in lines.items():
+        check_value(key, value, str(path))
     return lines
+
+
+def matching_params(model: GPT, dialect: str) -> dict[str, Any]:
+    """The lines of params.yaml with which the train stage continues this migrated model."""
+    names = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+    return {"init": "migrated", "dialect": dialect} | {name: getattr(model.config, name) for name in names}
 
 
 def frequency_loss(ids: Ids) -> float:

@@ -103,11 +103,11 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
 
 
 def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
-    """Change values in a params.yaml and leave the rest as it is, comments too; a new file gets these lines only.
+    """Change values in a params.yaml and keep the others and the comments; a new file gets these lines only.
 
     Raises ChargptError, and changes nothing, if the file would no longer be valid.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1000
@@ -125,6 +125,15 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
                 load_params(temporary)
             except ChargptError as error:
                 raise ChargptError(str(error).replace(str(temporary), str(path))) from None
+
+
+def check_value(key: str, value: object, where: str) -> None:
+    """Raise ChargptError, naming the place, if the value is not allowed for the key."""
+    try:
+        Params.model_validate({key: value})
+    except ValidationError as error:  # of the missing keys at least
+        if any(problem["loc"][0] == key for problem in error.errors()):
+            raise ChargptError(f"{where}: {key} is {_show(value)}; it must be {allowed(key)}") from None
 
 
 def allowed(field: str) -> str:

@@ -33,7 +33,7 @@ def choose(
     top_p: keep the fewest most likely whose probabilities reach top_p (Source: Holtzman et al. 2020).
     """
     best = logits.max(axis=1, keepdims=True)
-    if not np.isfinite(best).all() or not np.isfinite(logits.sum()):
+    if not np.isfinite(logits).all():
         raise ChargptError("the model's predictions are not finite numbers: the weights of a diverged model")
     if temperature == 0:
         return logits.argmax(axis=1)
@@ -77,20 +77,18 @@ def _stream(
     block_size = model.config.block_size
     kept = block_size if exact else max(1, block_size // KEPT_PART)  # read again when the context is full
     decoder = make_decoder(model, idx.size(0))
-    text = np.empty((idx.size(0), idx.size(1) + max_tokens), np.int64)
-    text[:, : idx.size(1)] = idx.cpu().numpy()
-    unread = slice(max(0, idx.size(1) - block_size), idx.size(1))
-    for end in range(idx.size(1), text.shape[1]):
-        if decoder.length + unread.stop - unread.start > block_size:
+    recent = unread = idx[:, -block_size:].cpu().numpy()
+    for step in range(max_tokens):
+        if decoder.length + unread.shape[1] > block_size:
             decoder.forget()
-            unread = slice(end - kept, end)
-        logits = decoder.read(text[:, unread])
-        drawn = (end - idx.size(1)) % DRAWN_AT_ONCE
-        if drawn == 0:
+            unread = recent[:, -kept:]
+        logits = decoder.read(unread)
+        if step % DRAWN_AT_ONCE == 0:
             uniforms = np.stack([torch.rand(DRAWN_AT_ONCE, dtype=torch.float64, generator=row).numpy() for row in rows])
-        text[:, end] = choose(logits, uniforms[:, drawn], **options)
-        unread = slice(end, end + 1)
-        yield torch.from_numpy(text[:, end])
+        chosen = choose(logits, uniforms[:, step % DRAWN_AT_ONCE], **options)
+        unread = chosen[:, None]
+        recent = np.concatenate([recent, unread], axis=1)[:, -block_size:]
+        yield torch.from_numpy(chosen)
 
 
 def generate(
@@ -152,9 +150,9 @@ def generate_each(
 def _check_ids(model: GPT, idx: Tensor) -> None:
     if idx.dim() != 2:
         raise ChargptError(f"ids have shape {tuple(idx.shape)}; expected (B, T), one row for each text")
-    if idx.size(1) == 0:
+    if idx.numel() == 0:
         raise ChargptError("generation needs a prompt of at least one character")
-    if idx.numel() and not 0 <= int(idx.min()) <= int(idx.max()) < model.config.vocab_size:
+    if not 0 <= int(idx.min()) <= int(idx.max()) < model.config.vocab_size:
         raise ChargptError(f"ids reach from {idx.min()} to {idx.max()}; the vocabulary has {model.config.vocab_size}")
 
 

@@ -173,7 +173,17 @@ def test_migrate_sets_params_yaml(tmp_path: Path) -> None:
     comments = [[line.partition("#")[2] for line in text.splitlines()] for text in (before, kept)]
     assert comments[0] == comments[1]
     assert "top_k: null " in kept
-    (tmp_path / "config.json").write_text('{"learning_rate": -1, "max_iters": "many"}')
-    refused = chargpt(*command, "params.yaml", "--config", "config.json", cwd=tmp_path)
-    assert (refused.returncode, "params.yaml: max_iters is 'many'" in refused.stderr) == (1, True), refused.stderr
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "learning_rate": 0.1, "max_iters": "many"}')
+    for target in ("params.yaml", "new.yaml"):
+        refused = chargpt(*command, target, "--config", "config.json", cwd=tmp_path)
+        assert refused.returncode == 1
+        assert (
+            refused.stderr
+            == "error: config.json: max_iters is 'many'; it must be a whole number, >= 1, <= 1000000000\n"
+        )
     assert (tmp_path / "params.yaml").read_text() == kept
+    assert not (tmp_path / "new.yaml").exists() and not (tmp_path / "model.safetensors").exists()
+    (tmp_path / "link.yaml").symlink_to("params.yaml")
+    done = chargpt(*command, "link.yaml", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "link.yaml").is_symlink()) == (0, True), done.stderr

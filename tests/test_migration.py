@@ -146,6 +146,7 @@ BAD = [
         ["lm_head.weight.txt: .*(truncated|hold)"],
     ),
     (damage("ln_f.bias", lambda p: p.write_bytes(p.read_bytes() + b"1.0\n")), ["more than the 8 values"]),
+    (damage("lm_head.weight", lambda p: p.write_bytes(p.read_bytes()[:-6])), ["the last value, .*, is cut off"]),
     (damage("ln_f.bias", line(4, "abc")), [r"line 4: b'abc' is not one number"]),
     (damage("ln_f.bias", line(4, "1.0 2.0")), [r"line 4: b'1.0 2.0' is not one number"]),
     (damage("ln_f.bias", line(5, "nan")), ["line 5: the value is nan: a diverged model"]),
