@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from chargpt.data import Ids, evaluation_batches
 from chargpt.model import GPT
 
-BATCH_CHARACTERS = 2048  # per forward pass: enough to keep a CPU busy, little memory
+# per forward pass: enough to keep a CPU busy in little memory, and a GPU busy
+CPU_BATCH_CHARACTERS, GPU_BATCH_CHARACTERS = 512, 65_536
 
 
 @torch.no_grad()
-def evaluate(model: GPT, ids: Ids) -> float:
-    """Mean loss in nats per character over ordered, non-overlapping windows, the last partial one included.
+def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loss of each character in ordered, non-overlapping windows, the last partial one included.
 
-    ids: (N,) unsigned integers, N >= 2. The model is evaluated without dropout and left in its former mode.
+    ids: (N,) unsigned integers, N >= 2. Yields windows of characters to predict, (B, T) int64, and their losses in
+    nats, (B, T) float32, both on the CPU. The model is evaluated without dropout and left in its former mode.
     """
     was_training = model.training
     model.eval()
     block_size = model.config.block_size
     device = model.wte.weight.device
-    nats, characters = 0.0, 0
-    for idx, targets in evaluation_batches(ids, block_size, max(1, BATCH_CHARACTERS // block_size)):
-        logits = model(idx.to(device))
-        nats += F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="sum").item()
-        characters += targets.numel()
-    model.train(was_training)
-    return nats / characters
+    batch_characters = CPU_BATCH_CHARACTERS if device.type == "cpu" else GPU_BATCH_CHARACTERS
+    try:
+        for idx, targets in evaluation_batches(ids, block_size, max(1, batch_characters // block_size)):
+            logits = model(idx.to(device))
+            nats = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="none")
+            yield targets, nats.view(targets.shape).cpu()
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model: GPT, ids: Ids) -> float:
+    """Mean loss in nats per character over all of `ids` but the first."""
+    return sum(nats.double().sum().item() for _, nats in character_losses(model, ids)) / (len(ids) - 1)
 
 
 def metrics(val_loss: float) -> dict[str, float]:

@@ -106,7 +106,9 @@ def migrate(
     model, _ = load_model(output)
     written = model.state_dict()
     error = max(float(np.abs(written[name].numpy() - tensor).max()) for name, tensor in weights.tensors.items())
-    return Migration(weights.parameters, error, dialect, evaluate(model, ids), losses)
+    parameters = weights.parameters
+    del weights  # two copies of the model are enough to measure with
+    return Migration(parameters, error, dialect, evaluate(model, ids), losses)
 
 
 def build_model(weights: LegacyWeights, dialect: str) -> GPT:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import torch
 import zc.lockfile
 from torch import Tensor
 
@@ -99,6 +100,22 @@ class Stops:
             if self._dvc not in psutil.Process().parents():
                 self.reason, self.status = "DVC, which started this process, is gone", 1
         return self.status != 0
+
+
+def share_threads() -> None:
+    """Leave the other trainings on this machine, or those that DVC's queue is about to start, their part of the cores.
+
+    Threads that take turns on a core wait for one another; OMP_NUM_THREADS overrides this.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    runs = max(sum(word in command for command in commands) for word in ("stages.train", "queue-worker"))
+    threads = torch.get_num_threads()
+    share = max(1, threads // max(1, runs))
+    if share < threads:
+        print(f"train: {runs} runs share this machine: computing with {share} of {threads} threads", file=sys.stderr)
+        torch.set_num_threads(share)
 
 
 def _dvc_ancestor() -> psutil.Process | None:

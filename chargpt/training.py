@@ -133,10 +133,15 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What else belongs to the state, as JSON values."""
-        return {"step": self.step, "best_loss": self.best_loss, "rows": [astuple(row) for row in self.rows]}
+        rows = [astuple(row) for row in self.rows]
+        return {"step": self.step, "best_loss": self.best_loss, "rows": rows, "threads": torch.get_num_threads()}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Continue from a saved state of a run with the same model and parameters."""
+        """Continue from a saved state of a run with the same model and parameters.
+
+        The number of threads is part of it: it shows in the last bits.
+        """
+        torch.set_num_threads(facts["threads"])
         device = self.model.wte.weight.device
         self.step, self.best_loss = facts["step"], facts["best_loss"]
         self.rows = [Row(*row) for row in facts["rows"]]
@@ -249,7 +254,6 @@ def settings(params: Params, world: World) -> dict[str, Any]:
     """What besides parameters, data and code decides the last bits of the result."""
     return {
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "processes": world.size,
         "computed on": f"{world.device} in {pick_dtype(params.dtype, world.device)}",
     }

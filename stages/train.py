@@ -16,11 +16,13 @@ def main() -> None:
     from chargpt.data import read_tokens
     from chargpt.device import World, pick_device
     from chargpt.errors import ChargptError
-    from chargpt.resume import State, check_unchanged, code_files, read_inputs
+    from chargpt.resume import State, check_unchanged, code_files, read_inputs, share_threads
     from chargpt.training import TRAINING_KEYS, Curve, continued_model, new_model, settings, train
     from chargpt.vocab import Vocab
 
     with World(pick_device(params.device)) as world:
+        if world.size == 1:
+            share_threads()
         data = [Path(VOCAB), Path(TOKENS), *([Path(MIGRATED)] if params.init == "migrated" else [])]
         files = [*code_files(), *data]
         inputs = read_inputs(params.model_dump(include=TRAINING_KEYS) | settings(params, world), files)

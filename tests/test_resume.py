@@ -276,3 +276,24 @@ def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path) -> None:
         subprocess.run(["umount", str(folder)], check=True)
     assert done.returncode == 0, done.stderr
     assert "state not saved (No space left on device); the one before it is kept" in done.stderr
+
+
+def test_trainings_share_the_cores() -> None:
+    """Beside one other training, and two workers of DVC's queue, a run takes its part; told a number, it obeys."""
+    code = "import torch; torch.set_num_threads(12); from chargpt.resume import share_threads; share_threads(); print(torch.get_num_threads())"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+
+    def threads(**more: str) -> int:
+        command = [sys.executable, "-c", code, "stages.train"]
+        return int(subprocess.run(command, env=environment | more, capture_output=True, check=True).stdout)
+
+    waiting = [sys.executable, "-c", "import time; time.sleep(60)"]
+    before = threads()
+    others = [subprocess.Popen([*waiting, word]) for word in ("stages.train", "queue-worker", "queue-worker")]
+    try:
+        assert threads() < before
+        assert threads(OMP_NUM_THREADS="1") == 12
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
