@@ -16,7 +16,7 @@ from chargpt.errors import ChargptError, one_line_errors
 MODEL = Path("artifacts/model.safetensors")
 
 app = typer.Typer(
-    help="A small language model over characters: generate text, migrate legacy weights, export, inspect.",
+    help="A small language model over characters: generate text, migrate legacy weights, export; check and release.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -184,6 +184,57 @@ def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) 
         facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
         for name, value in facts.items():
             print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
+
+
+@app.command()
+def check() -> None:
+    """Look for what would go wrong later: parameters, environment, git; and say what to run next."""
+    with one_line_errors():
+        from chargpt import project
+
+        found = list(project.problems())
+        for problem in found:
+            print(f"problem: {problem}", file=sys.stderr)
+        if found:
+            raise ChargptError(f"{len(found)} to mend, then check again")
+        changed = project.changed_stages()
+        print("all in order; " + (f"next: dvc repro (changed: {', '.join(changed)})" if changed else "up to date"))
+
+
+@app.command()
+def gate(
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Revision or experiment.", show_default="HEAD, or the commit before if nothing changed since"
+        ),
+    ] = None,
+    max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a part of the old value.")] = 0.01,
+) -> None:
+    """Exit with 1 if a metric got worse than at another revision; for continuous integration."""
+    with one_line_errors():
+        from chargpt import project
+
+        revision, rows = project.compare(against, max_regression)
+        for name, before, now, worse in rows:
+            print(f"{name:<14} {revision} {before:.6f}  now {now:.6f}  {now - before:+.6f}{'  worse' if worse else ''}")
+        names = [name for name, *_, worse in rows if worse]
+        if names:
+            raise ChargptError(f"worse than at {revision} by more than {max_regression:.2%}: {', '.join(names)}")
+
+
+@app.command()
+def release(
+    version: Annotated[str, typer.Argument(help="Such as v1.2.0.")],
+    name: Annotated[str, typer.Option(help="Artifact that dvc.yaml declares.")] = "chargpt",
+    message: Annotated[Optional[str], typer.Option("--message", "-m", help="Of the tag.")] = None,  # noqa: UP045
+) -> None:
+    """Make the present commit a version of the model, if it is complete and others can get it."""
+    with one_line_errors():
+        from chargpt import project
+
+        tag = project.release(version, name, message)
+        print(f"registered {tag}; next: git push origin {tag}")
 
 
 if __name__ == "__main__":

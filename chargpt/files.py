@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +68,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write JSON atomically: sorted keys, two-space indent, final newline; the same value gives the same bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as tab-separated values atomically, as DVC plots it."""
+    table = io.StringIO()
+    csv.writer(table, delimiter="\t", lineterminator="\n").writerows([header, *rows])
+    write_text(path, table.getvalue())
 
 
 def write_arrays(

@@ -55,12 +55,12 @@ class Migration:
     dialect_losses: dict[str, float]
 
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics/migrate.json."""
+        """The content of metrics/migrate.json; no name is one of params.yaml or metrics/evaluate.json."""
         return {
-            "parameters": self.parameters,
+            "migrated_parameters": self.parameters,
             "max_parameter_error": self.max_parameter_error,
-            "val_loss": round(self.val_loss, 6),
-            "dialect": self.dialect,
+            "migrated_val_loss": round(self.val_loss, 6),
+            "migrated_dialect": self.dialect,
             "dialect_losses": {name: round(loss, 6) for name, loss in self.dialect_losses.items()},
         }
 

@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from chargpt.errors import ChargptError, one_line_errors
+from chargpt.errors import ChargptError
 from chargpt.params import load_params
+from stages import run
 
 OUTPUT = "data/input.txt"
 
@@ -27,5 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run(main)

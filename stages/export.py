@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from chargpt.errors import one_line_errors
 from chargpt.params import load_params
+from stages import run
 
 MODEL = "artifacts/model.safetensors"
 
@@ -20,5 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run(main)

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from chargpt.errors import one_line_errors
 from chargpt.params import load_params
+from stages import run
 
 OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
 
@@ -41,5 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run(main)

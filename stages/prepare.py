@@ -2,8 +2,8 @@
 
 import sys
 
-from chargpt.errors import one_line_errors
 from chargpt.params import load_params
+from stages import run
 
 
 def main() -> None:
@@ -19,5 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run(main)

@@ -1,7 +1,8 @@
 """Texts that the trained model writes."""
 
-from chargpt.errors import ChargptError, one_line_errors
+from chargpt.errors import ChargptError
 from chargpt.params import load_params
+from stages import run
 
 
 def main() -> None:
@@ -32,5 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run(main)

@@ -3,8 +3,8 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from chargpt.errors import one_line_errors
 from chargpt.params import load_params
+from stages import run
 
 VOCAB, TOKENS, MIGRATED = "artifacts/vocab.json", "data/tokens.safetensors", "artifacts/migrated.safetensors"
 CURVE = "metrics/curves.tsv"
@@ -47,5 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run(main)

@@ -24,7 +24,7 @@ def test_parameters_named_after_S_exist(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_and_options_exist(name: str) -> None:
     commands = COMMANDS.commands  # type: ignore[attr-defined]
-    calls = re.findall(r"chargpt (generate|migrate|export|inspect)\b([^`\n]*)", DOCUMENTS[name])
+    calls = re.findall(r"chargpt (generate|migrate|export|inspect|check|gate|release)\b([^`\n]*)", DOCUMENTS[name])
     assert calls
     for command, rest in calls:
         options = {option for p in commands[command].params for option in p.opts}

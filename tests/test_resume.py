@@ -280,7 +280,10 @@ def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path) -> None:
 
 def test_trainings_share_the_cores() -> None:
     """Beside one other training, and two workers of DVC's queue, a run takes its part; told a number, it obeys."""
-    code = "import torch; torch.set_num_threads(12); from chargpt.resume import share_threads; share_threads(); print(torch.get_num_threads())"
+    code = (
+        "import torch; torch.set_num_threads(12); from chargpt.resume import share_threads; share_threads();"
+        " print(torch.get_num_threads())"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
 
     def threads(**more: str) -> int:

@@ -1,0 +1,192 @@
+"""`chargpt check`, `gate` and `release`, and what stops an experiment before it starts, in real clones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, undo
+
+SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+
+
+@pytest.fixture(scope="module")
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    return environment | SIGNED
+
+
+@pytest.fixture(scope="module")
+def reproduced(repo: Path, run: Run) -> None:
+    run("dvc", "repro")
+    run("git", "add", "--all")
+    run("git", "commit", "-q", "-m", "repro")
+
+
+@pytest.fixture
+def metrics(repo: Path, run: Run) -> Iterator[Path]:
+    yield repo / "metrics/evaluate.json"
+    undo(run)
+
+
+def error(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_check_is_content_and_says_what_is_next(repo: Path, run: Run, reproduced: None) -> None:
+    started = time.perf_counter()
+    assert run("chargpt", "check").stdout == "all in order; up to date\n"
+    assert time.perf_counter() - started < 5  # 0.7 s on an idle machine
+    (repo / "params.yaml").write_text((repo / "params.yaml").read_text().replace("lr: 0.02", "lr: 0.01"))
+    assert run("chargpt", "check").stdout == "all in order; next: dvc repro (changed: train)\n"
+    undo(run)
+
+
+def test_check_does_not_load_torch(repo: Path, environment: dict[str, str], reproduced: None) -> None:
+    code = (
+        "import sys; from chargpt import project; assert not list(project.problems()); project.changed_stages();"
+        " assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment, check=True)
+
+
+def check_in(folder: Path, environment: dict[str, str], **changes: str | None) -> str:
+    changed = {k: v for k, v in (environment | changes).items() if v is not None}
+    command = [str(Path(sys.executable).parent / "chargpt"), "check"]
+    return error(subprocess.run(command, cwd=folder, env=changed, capture_output=True, text=True))
+
+
+def test_check_names_every_problem(
+    repo: Path, run: Run, environment: dict[str, str], tmp_path: Path, reproduced: None
+) -> None:
+    def check(**changes: str | None) -> str:
+        return check_in(repo, environment, **changes)
+
+    assert "git does not know who you are" in check(GIT_AUTHOR_NAME=None)
+    git = shutil.which("git")
+    assert git
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/git").symlink_to(git)
+    assert "`python`, which is not there; type: . " in check(PATH=str(tmp_path / "bin"))
+    (tmp_path / "bin/python").symlink_to("/bin/true")
+    assert f"`python`, which is {tmp_path}/bin/python" in check(PATH=str(tmp_path / "bin"))
+    (repo / "chargpt/later.py").write_text("")
+    assert "chargpt/later.py: not known to git" in check()
+    (repo / "chargpt/later.py").unlink()
+    params = repo / "params.yaml"
+    params.write_text(params.read_text() + "learning_rate: 1\n")
+    assert "unknown key learning_rate" in check()
+    undo(run)
+    params.write_text(params.read_text().replace("device: cpu", "device: cuda:7"))
+    assert "device cuda:7 is not available here" in check()
+    undo(run)
+    shallow = tmp_path / "shallow"
+    run("git", "commit", "-q", "--allow-empty", "-m", "more")
+    run("git", "clone", "-q", "--depth", "1", f"file://{repo}", str(shallow))
+    assert "type: git fetch --unshallow --tags" in check_in(shallow, environment)
+    shutil.rmtree(shallow / ".git")
+    assert "no git repository: DVC refuses to run; type: git init" in check_in(shallow, environment)
+    run("git", "init", "-q", str(shallow))
+    assert "no commit yet" in check_in(shallow, environment)
+    run("git", "reset", "-q", "--hard", "HEAD~1")
+
+
+def test_an_experiment_that_would_lack_code_is_refused(repo: Path, run: Run, reproduced: None) -> None:
+    (repo / "chargpt/later.py").write_text("")
+    for how in (["--temp"], []):
+        done = run("dvc", "exp", "run", *how, "-S", "temperature=0.5", check=False)
+        assert done.returncode != 0
+        assert "error: chargpt/later.py: not known to git, so not part of the experiment; type: git add" in done.stderr
+        undo(run)
+    run("git", "add", "chargpt/later.py")
+    run("dvc", "exp", "run", "--temp", "-n", "added", "-S", "temperature=0.5")
+    assert "chargpt/later.py" in run("git", "ls-tree", "-r", "--name-only", "refs/exps/" + exp_ref(run, "added")).stdout
+    undo(run)
+
+
+def exp_ref(run: Run, name: str) -> str:
+    refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+    return next(ref for ref in refs if ref.endswith(f"/{name}")).removeprefix("refs/exps/")
+
+
+def test_gate(run: Run, metrics: Path, reproduced: None) -> None:
+    figures = json.loads(metrics.read_text())
+    assert "worse" in error(run("chargpt", "gate", check=False))  # nothing changed since HEAD: the commit before it
+    assert run("chargpt", "gate", "--against", "HEAD").stdout.count("+0.000000") == len(figures)
+    metrics.write_text(json.dumps(figures | {"val_loss": figures["val_loss"] * 1.009}))
+    assert "val_loss       HEAD " in run("chargpt", "gate").stdout
+    assert error(run("chargpt", "gate", "--max-regression", "0.008", check=False)).endswith(
+        "error: worse than at HEAD by more than 0.80%: val_loss\n"
+    )
+    metrics.write_text(json.dumps(figures | {"val_loss": figures["val_loss"] * 0.9}))
+    run("chargpt", "gate", "--max-regression", "0")
+    metrics.write_text(json.dumps(figures).replace(str(figures["val_loss"]), "NaN"))
+    assert "val_loss" in error(run("chargpt", "gate", check=False))
+    metrics.write_text(json.dumps({"val_loss": 1.0}))
+    assert "bits_per_char, perplexity missing" in error(run("chargpt", "gate", check=False))
+    assert "unknown Git revision 'nope'" in error(run("chargpt", "gate", "--against", "nope", check=False))
+    metrics.unlink()
+    assert "no metrics here; run dvc repro" in error(run("chargpt", "gate", check=False))
+
+
+def test_gate_against_an_experiment(run: Run, metrics: Path, reproduced: None) -> None:
+    run("dvc", "exp", "run", "--temp", "-n", "slow", "-S", "lr=1e-06")
+    assert "val_loss       slow " in run("chargpt", "gate", "--against", "slow").stdout
+
+
+def test_release_refuses_what_others_could_not_get(repo: Path, run: Run, reproduced: None) -> None:
+    def refused(*arguments: str) -> str:
+        done = run("chargpt", "release", *arguments, check=False)
+        assert run("git", "tag").stdout == ""
+        return error(done)
+
+    assert "1.0: not a version; it must look like v1.2.0" in refused("1.0")
+    assert "model: dvc.yaml declares no such artifact; it has chargpt" in refused("v1.0.0", "--name", "model")
+    assert "not on the remote: artifacts/hf, " in refused("v1.0.0")
+    run("dvc", "push")
+    (repo / "notes.txt").write_text("")
+    assert "uncommitted changes in notes.txt" in refused("v1.0.0")
+    (repo / "notes.txt").unlink()
+    params = repo / "params.yaml"
+    params.write_text(params.read_text().replace("lr: 0.02", "lr: 0.01"))
+    run("git", "commit", "-q", "-a", "-m", "edited without a run")
+    assert "dvc.lock is out of step" in refused("v1.0.0")
+    run("git", "reset", "-q", "--hard", "HEAD~1")
+    undo(run)
+    store = repo / ".dvc/config"
+    text = store.read_text()
+    run("dvc", "remote", "modify", "--local", "store", "url", "/proc/nowhere")
+    assert "not on the remote" in refused("v1.0.0")
+    (repo / ".dvc/config.local").unlink()
+    assert store.read_text() == text
+
+
+def test_release_makes_a_version(repo: Path, run: Run, reproduced: None) -> None:
+    run("dvc", "push")
+    assert run("chargpt", "release", "1.0.0").stdout == (
+        "registered chargpt@v1.0.0; next: git push origin chargpt@v1.0.0\n"
+    )
+    assert run("git", "cat-file", "-t", "chargpt@v1.0.0").stdout == "tag\n"
+    assert "v1.0.0" in run("gto", "show", "chargpt").stdout
+    assert "chargpt" in error(run("chargpt", "release", "v1.0.0", check=False))
+    # the next model's page shows what it is compared with
+    run("dvc", "exp", "run", "-S", "lr=0.01", "-S", "max_iters=12")
+    page = (repo / "metrics/report.html").read_text()
+    assert "chargpt@v1.0.0" in page and "change" in page
+    run("git", "commit", "-q", "-a", "-m", "next")
+    run("dvc", "repro", "-f", "-s", "evaluate")
+    assert (repo / "metrics/report.html").read_text() == page
+    run("dvc", "push")
+    run("chargpt", "release", "v1.1.0")
+    run("dvc", "repro", "-f", "-s", "evaluate")  # a version of itself is not one before it
+    assert (repo / "metrics/report.html").read_text() == page
+    run("git", "tag", "-d", "chargpt@v1.0.0", "chargpt@v1.1.0")
+    run("git", "reset", "-q", "--hard", "HEAD~1")
