@@ -144,8 +144,9 @@ def team(repo: Path, run: Run, reproduced: dict[str, str], s3: Server) -> dict[s
     run("dvc", "remote", "modify", "--local", "team", "access_key_id", KEY, cwd=folder)
     run("dvc", "remote", "modify", "--local", "team", "secret_access_key", SECRET, cwd=folder)
     found: dict[str, Any] = {"folder": folder}
-    for name, command in {"old": ["repro"], "new": ["exp", "run", "-S", "seed=2"]}.items():
-        run("dvc", *command, cwd=folder)
+    for name in ("old", "new"):
+        if name == "new":
+            run("dvc", "exp", "run", "-S", "seed=2", cwd=folder)
         run("git", *IDENTITY, "commit", "-q", "-a", "-m", name, cwd=folder)
         run("dvc", "push", "--run-cache", cwd=folder)
         found[name] = outputs(folder)
@@ -221,7 +222,8 @@ def test_damaged_object_is_refused_and_healed(
 ) -> None:
     folder = team["folder"]
     store = {"store": folder / ".dvc/store", "team": s3.folder / "bucket/chargpt"}[remote]
-    run("dvc", "push", "-r", remote, cwd=folder)
+    if remote == "store":
+        run("dvc", "push", "-r", "store", cwd=folder)
     name = md5(folder)
     damage(stored(store, name))
     configure(clone, "store", url=str(folder / ".dvc/store"))
@@ -265,11 +267,10 @@ def test_s3_refusals_are_clear(run: Run, team: dict[str, Any], clone: Path, s3: 
         return done.stderr.splitlines()[0]
 
     assert "Forbidden" in refusal("pull", AWS_SECRET_ACCESS_KEY="wrong")
-    assert "Forbidden" in refusal("pull", AWS_ACCESS_KEY_ID="wrong")
     assert "The specified bucket does not exist" in refusal("pull", bucket="missing")
     run("dvc", "pull", cwd=clone, **CREDENTIALS)
     assert outputs(clone) == team["new"]
-    assert "Forbidden" in refusal("push", AWS_SECRET_ACCESS_KEY="wrong")
+    assert "Forbidden" in refusal("push", AWS_ACCESS_KEY_ID="wrong")
     assert "The specified bucket does not exist" in refusal("push", bucket="missing")
     s3.kill()
     assert "Could not connect to the endpoint URL" in refusal("push")
