@@ -108,7 +108,8 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(repo: Path) -> dict[str, str]:
     """For commands in the clone: no git identity, no network, DVC directories of its own."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_", "PYTHONPATH"))}
+    foreign = ("GIT_", "DVC_", "AWS_", "RCLONE_", "PYTHONPATH")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return inherited | {
         "HOME": str(repo.parent),
         "GIT_CONFIG_GLOBAL": os.devnull,
@@ -116,6 +117,7 @@ def environment(repo: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CHARGPT_CACHE_DIR": str(repo.parent / "cache"),
         "https_proxy": "http://127.0.0.1:9",
+        "no_proxy": "127.0.0.1",  # the tests' own servers
         "PIP_NO_INDEX": "1",
         "OMP_NUM_THREADS": "1",  # at toy size more threads only wait for one another
     }
@@ -123,10 +125,10 @@ def environment(repo: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(repo: Path, environment: dict[str, str]) -> Run:
-    """Runs a command in the clone."""
+    """Runs a command in the clone, or in `cwd`, with further environment variables."""
 
-    def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+    def run(*command: str, check: bool = True, cwd: Path = repo, **variables: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=cwd, env=environment | variables, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
