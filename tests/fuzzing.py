@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -547,7 +548,8 @@ def legacy_mutate(data: bytes, rng: random.Random) -> bytes:
 
 # model files
 
-DTYPES = ["F32", "F16", "BF16", "F64", "I32", "U32", "U8", "BOOL", "F4", "F8_E4M3", "C64", "f32", "F\n32", "F" * 3000]
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I32": 4, "U32": 4, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "C64": 8}
+DTYPES |= {"f32": 4, "F\n32": 4, "F" * 3000: 4}  # name -> bytes; these are none
 
 
 def model_seeds() -> list[bytes]:
@@ -599,6 +601,20 @@ def join_model(header: str, body: bytes, aligned: bool = True) -> bytes:
     return struct.pack("<Q", len(raw)) + raw + body
 
 
+def fit_offsets(header: dict[str, Any], body: bytes) -> bytes:
+    """The tensors' bytes one after another, cut or filled to what dtype and shape say, and the offsets to fit."""
+    fitted = b""
+    for name, entry in header.items():
+        if name != "__metadata__":
+            size = DTYPES[entry["dtype"]] * math.prod(entry["shape"])
+            start = entry["data_offsets"][0]
+            if not 0 <= size < 10_000:
+                raise ValueError(size)
+            entry["data_offsets"] = [len(fitted), len(fitted) + size]
+            fitted += body[start : start + size].ljust(size, b"\x00")
+    return fitted
+
+
 def fit_sha256(header: dict[str, Any], metadata: dict[str, Any], body: bytes) -> None:
     """Make the checksum right, so that what is wrong elsewhere is not hidden behind it."""
     names = sorted(header.keys() - {"__metadata__"})
@@ -618,7 +634,7 @@ def model_mutate(data: bytes, rng: random.Random) -> bytes:
         tensors = [name for name in header if name != "__metadata__"]
         name, other = rng.choice(tensors), rng.choice(tensors)
         entry = header[name]
-        fits = rng.random() < 0.8
+        fits, fitted = rng.random() < 0.8, rng.random() < 0.6
         if kind < 9:
             part = rng.choice(["config", "config", "vocab", "params", "all"])
             if part == "all":
@@ -628,7 +644,7 @@ def model_mutate(data: bytes, rng: random.Random) -> bytes:
             else:
                 metadata[part] = mutate_json({part: metadata[part]}, rng)[part]
         elif kind == 9:
-            entry["dtype"] = rng.choice(DTYPES)
+            entry["dtype"] = rng.choice(list(DTYPES))
         elif kind == 10:
             entry["shape"] = mutate_json({"shape": entry["shape"]}, rng)["shape"]
         elif kind == 11:
@@ -648,13 +664,16 @@ def model_mutate(data: bytes, rng: random.Random) -> bytes:
         elif kind == 16:
             entry["shape"] = [size * rng.choice([1, 2]) for size in entry["shape"]]
             body += body
-            entry["data_offsets"] = [0, 4 * int(np.prod(entry["shape"]))]
+            entry["data_offsets"] = [0, 4 * math.prod(entry["shape"])]
         elif kind == 17:
-            del header[name]
+            del header[rng.choice(list(header))]
         elif kind == 18:
             metadata["config"][rng.choice(["n_head", "n_layer", "n_embd"])] = rng.choice([1, 2, 4, *INTEGERS])
         else:
             return join_model(dump(header, rng) + rng.choice(["", "x", "\n" * 100, "{}"]), body, rng.random() < 0.5)
+        with suppress(Exception):
+            if fitted:
+                body = fit_offsets(header, body)
         with suppress(Exception):
             if fits:
                 fit_sha256(header, metadata, body)
