@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import pickle
 import re
 import struct
 import subprocess
 import sys
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
+from tests import fuzzing
 from tests.fuzzing import TARGETS, fit_sha256, join_model, pack, split_model, unpack
 from tests.pipeline import ROOT
 
@@ -43,10 +49,60 @@ def run(target: str, folder: Path, *arguments: str | Path) -> list[str]:
     return outcomes
 
 
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+BAD_READERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "crashes": (lambda folder: {}["x"], "KeyError"),
+    "evaluates": (lambda folder: eval("1 + 1"), "executed or wrote: (compile|exec)"),
+    "unpickles": (lambda folder: pickle.loads(b"cos\nsystem\n."), "executed or wrote: pickle"),
+    "runs": (lambda folder: os.system("true"), "executed or wrote: os.system"),
+    "writes": (lambda folder: Path("elsewhere").write_text("x"), "executed or wrote: opened"),
+    "makes": (lambda folder: os.mkdir("made"), "executed or wrote: os.mkdir"),
+    "leaves": (lambda folder: (folder / "x").write_text("x"), "left files"),
+    "is slow": (lambda folder: burn(1.1), "slow"),
+    "is large": (lambda folder: np.ones(10_000_000), "memory"),
+    "warns": (lambda folder: warnings.warn("x", stacklevel=1), "warned: UserWarning"),
+    "says too much": (lambda folder: fail(ChargptError(f"{folder}: {'x' * 2000}")), "message: 1 lines"),
+    "says where not": (lambda folder: fail(ChargptError("wrong")), "message: does not name"),
+    "quotes line breaks": (lambda folder: fail(ChargptError(f"{folder}: a\nb")), "message: a line break"),
+}
+
+
+def report_bad_readers() -> None:
+    fuzzing.prepare()
+    fuzzing.MAX_SECONDS = 1.0
+    for name, (read, _) in BAD_READERS.items():
+        target = dataclasses.replace(TARGETS["params"], read=read, use=lambda folder, result: None)
+        folder = Path(name)
+        folder.mkdir()
+        with pytest.raises(fuzzing.Finding) as finding:
+            fuzzing.check(target, b"x", folder.resolve())
+        print(json.dumps(str(finding.value)))
+
+
+def test_the_checks_see_what_they_are_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from tests.test_fuzz import report_bad_readers as report; report()"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    for (name, (_, expected)), finding in zip(BAD_READERS.items(), said, strict=True):
+        assert re.match(expected, finding), (name, finding)
+
+
 # examples, and of how many kinds the answers must be at least: inputs that all fail the same check prove nothing
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("target", "examples", "kinds"), [("model", 1000, 30), ("legacy", 1000, 30), ("params", 600, 60), ("text", 3000, 3)]
+    ("target", "examples", "kinds"),
+    [("model", 2500, 40), ("legacy", 2000, 200), ("params", 1000, 100), ("text", 5000, 4)],
 )
 def test_random_files(tmp_path: Path, target: str, examples: int, kinds: int) -> None:
     outcomes = run(target, tmp_path, "--examples", str(examples), "--seed", "1")
