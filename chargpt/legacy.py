@@ -115,7 +115,8 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
 
 
 def _printable(path: Path) -> str:
-    return str(path).encode("unicode_escape").decode("ascii")
+    """The path, with the start of its name, which is a stranger's."""
+    return str(path.parent / shown(path.name, 100))
 
 
 def _read_shape(path: Path, problems: list[str]) -> tuple[int, ...] | None:

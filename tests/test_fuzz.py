@@ -301,6 +301,10 @@ DIRECTORIES = {
         lambda: directory({b"a\nb.txt": b"# shape: [1]\n1\n"}),
         NOT_MIGRATED + r"weights/a\\nb\.txt: no parameter of this model",
     ),
+    "name-of-bytes": (
+        lambda: directory({b"\xff" * 200: b""}),
+        NOT_MIGRATED + r"weights/(\\udcff){100}: no parameter of this model",
+    ),
     "config-with-line-breaks": (
         lambda: legacy_config(n_head="1\n" * 50),
         NOT_MIGRATED + r"config\.json: n_head is (1\\n)+, but.*",
