@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, shown
 from chargpt.files import open_tensors, write_tensors
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 
 FORMAT_VERSION = 1
 TENSORS_PER_LAYER = 11
+MAX_LAYERS = 1000  # as in params.yaml; building a model takes a millisecond for each
 
 
 def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, Any] | None = None) -> None:
@@ -83,7 +84,7 @@ def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str
     if not raw or "chargpt" not in raw:
         raise ChargptError(f"{path}: a safetensors file without the metadata key `chargpt`: not a chargpt model")
     try:
-        metadata = json.loads(raw["chargpt"])
+        metadata = json.loads(raw["chargpt"], object_pairs_hook=_object)
         version = metadata["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ChargptError(f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes") from None
@@ -93,7 +94,7 @@ def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str
         raise ChargptError(f"{path}: format_version is {str(version)[:20]!r}; expected {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise ChargptError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}: update chargpt to read it"
+            f"{path}: format version {shown(version, 20)} is newer than {FORMAT_VERSION}: update chargpt to read it"
         )
     return metadata
 
@@ -101,12 +102,23 @@ def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str
 def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTConfig, Vocab]:
     try:
         config = GPTConfig(**metadata["config"])
+        if not isinstance(metadata["vocab"], str):
+            raise TypeError("vocab is not text")
         vocab = Vocab(metadata["vocab"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ChargptError(f"{path}: the file's architecture or vocabulary is damaged: {str(error)[:200]}") from None
+        raise ChargptError(f"{path}: the file's architecture or vocabulary is damaged: {shown(error)}") from None
     if len(vocab) != config.vocab_size:
-        raise ChargptError(f"{path}: vocab_size is {config.vocab_size}, but the vocabulary has {len(vocab)} characters")
+        raise ChargptError(
+            f"{path}: vocab_size is {shown(config.vocab_size, 20)}, but the vocabulary has {len(vocab)} characters"
+        )
     return config, vocab
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one with a key twice would mean this to us and that to another program."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -118,13 +130,20 @@ def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
     """The model without weights, once names, shapes and dtypes are found to be the architecture's."""
     found = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     # The declared sizes are a stranger's: bound them by what is really in the file before building from them.
-    outer = {"wte.weight": [config.vocab_size, config.n_embd], "wpe.weight": [config.block_size, config.n_embd]}
+    C = config.n_embd
+    outer = {"wte.weight": [config.vocab_size, C], "wpe.weight": [config.block_size, C]}
+    outer["h.0.attn.c_attn.weight"] = [3 * C, C]
     for name, shape in outer.items():
         if name in found and found[name][0] != shape:
-            raise ChargptError(f"{path}: {name} has shape {found[name][0]}, expected {shape}")
+            raise ChargptError(f"{path}: {name} has shape {shown(found[name][0], 60)}, expected {shown(shape, 60)}")
     if TENSORS_PER_LAYER * config.n_layer > len(found) or not outer.keys() <= found.keys():
-        missing = ", ".join(sorted(outer.keys() - found.keys())) or f"its {config.n_layer} layers are not all there"
+        missing = (
+            ", ".join(sorted(outer.keys() - found.keys()))
+            or f"its {shown(config.n_layer, 20)} layers are not all there"
+        )
         raise ChargptError(f"{path}: missing tensors: {missing}")
+    if config.n_layer > MAX_LAYERS:
+        raise ChargptError(f"{path}: the model has {config.n_layer} layers; chargpt reads at most {MAX_LAYERS}")
     with torch.device("meta"):  # no initialising of weights that are replaced at once
         model = GPT(config)
     expected = {name: list(t.shape) for name, t in model.state_dict().items()}
@@ -134,9 +153,9 @@ def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
         raise ChargptError(f"{path}: unexpected tensors: {_first(extra)}")
     for name, (shape, dtype) in found.items():
         if shape != expected[name] or dtype != "F32":
-            raise ChargptError(f"{path}: {name} is {dtype} {shape}, expected F32 {expected[name]}")
+            raise ChargptError(f"{path}: {name} is {dtype} {shown(shape, 60)}, expected F32 {expected[name]}")
     return model
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(n[:60] for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(shown(n, 60) for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

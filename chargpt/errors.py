@@ -15,6 +15,11 @@ class ChargptError(ValueError):
     """A mistake in what chargpt was given: the message names the file, line or key and what to do."""
 
 
+def shown(value: object, length: int = 200) -> str:
+    """What a stranger's file says, as part of one line: its start, with control characters written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:length])
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and exit status 1, instead of a traceback.
@@ -49,7 +54,7 @@ def one_line_errors() -> Iterator[None]:
 
 def _fail(message: str) -> NoReturn:
     """End with a message in which control characters of a stranger's file are written out."""
-    sys.exit("error: " + "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message))
+    sys.exit("error: " + "\n".join(shown(line, len(line)) for line in message.split("\n")))
 
 
 def _silence_stdout() -> None:

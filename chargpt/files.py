@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, shown
 
 UMASK = os.umask(0)  # there is no other way to read it
 os.umask(UMASK)
+MAX_HEADER = 20_000_000  # bytes; a thousand layers and every character that there is need 17 million
 SAFETENSORS_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
 
 
@@ -120,13 +121,23 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
     path = Path(path)
     if not path.is_file():
         raise ChargptError(f"{path}: no such file")
-    if path.stat().st_size == 0:
+    with path.open("rb") as start:
+        length = start.read(8)
+    if not length:
         raise ChargptError(f"{path}: the file is empty")
+    if int.from_bytes(length, "little") > MAX_HEADER:
+        raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long)")
     try:
-        with safe_open(path, framework="pt") as file:
+        opened = safe_open(path, framework="pt")
+    except RuntimeError as error:  # torch's word for a file larger than the address space
+        raise ChargptError(f"{path}: cannot be mapped into memory ({shown(error)})") from None
+    except SafetensorError as error:
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({shown(error)})") from None
+    try:
+        with opened as file:
             yield file
     except SafetensorError as error:
-        raise ChargptError(f"{path}: truncated or not a safetensors file ({error})") from None
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({shown(error)})") from None
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

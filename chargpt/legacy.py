@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, shown
 
 MAX_REPORTED = 20  # problems named in one report; the rest is counted
 MAX_SHAPE_LINE = 200  # bytes; `# shape: [1000000, 1000000]` has 27
@@ -24,7 +24,7 @@ MAX_VALUE_BYTES = 64  # per value, line end and blank lines included; Python wri
 MAX_CONFIG_BYTES = 100_000
 CHUNK_BYTES = 1 << 20
 SHAPE = re.compile(rb"#\s*shape:\s*\[\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?,?\s*\]\s*")
-LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,3})\.")
+LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
 
 Array = NDArray[np.float32]
@@ -59,7 +59,7 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
     sizes = _sizes(folder, {name: shape for name, shape in shapes.items() if shape}, problems)
     expected = _expected_shapes(sizes)
     problems += [f"{folder / name}.txt: missing" for name in expected.keys() - files.keys()]
-    problems += [f"{files[name]}: no parameter of this model" for name in files.keys() - expected.keys()]
+    problems += [f"{_printable(files[name])}: no parameter of this model" for name in files.keys() - expected.keys()]
     for name in expected.keys() & files.keys():
         shape = shapes[name]
         if shape and shape != expected[name]:
@@ -115,7 +115,8 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
 
 
 def _printable(path: Path) -> str:
-    return str(path).encode("unicode_escape").decode("ascii")
+    """The path, with the start of its name, which is a stranger's."""
+    return str(path.parent / shown(path.name, 100))
 
 
 def _read_shape(path: Path, problems: list[str]) -> tuple[int, ...] | None:
@@ -206,9 +207,9 @@ def _read_values(path: Path, shape: tuple[int, ...], problems: list[str]) -> Arr
         values[found : found + part.size] = part
         found += part.size
         line += chunk.count(b"\n")
-    if found == count and not chunk.endswith(b"\n") and float(chunk.split()[-1]) != float(values[-1]):
-        # written in full, a float32 reads back exactly
-        problems.append(f"{path}: the last value, {chunk.split()[-1].decode()}, is cut off: the file is truncated")
+    last = chunk.rpartition(b"\n")[2].split() if found == count else []
+    if last and float(last[-1]) != float(values[-1]):  # written in full, a float32 reads back exactly
+        problems.append(f"{path}: the last value, {shown(last[-1].decode(), 40)}, is cut off: the file is truncated")
     if found < count:
         problems.append(f"{path}: {found} values, expected {count} for shape {list(shape)}: the file is truncated")
     return values.reshape(shape) if found == count else np.empty(0, np.float32)
@@ -275,10 +276,10 @@ def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dic
     config = read_config(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if key in config and config[key] != sizes[key]:
-            problems.append(f"{path}: {key} is {str(config[key])[:40]}, but the weights have {sizes[key]}")
+            problems.append(f"{path}: {key} is {shown(config[key], 40)}, but the weights have {sizes[key]}")
     dropout = config.get("dropout", 0.0)
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        problems.append(f"{path}: dropout is {str(dropout)[:40]}; it must be a number in [0, 1)")
+        problems.append(f"{path}: dropout is {shown(dropout, 40)}; it must be a number in [0, 1)")
         dropout = 0.0
     return {"dropout": float(dropout)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -14,12 +15,14 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, shown
 from chargpt.files import atomic_path
 
 PARAMS_FILE = "params.yaml"
-MAX_BYTES = 100_000  # a params file is a page; more is no params file
+MAX_BYTES = 50_000  # a params file is a page, and the parser takes a second for this many
+MAX_DEPTH = 10  # of lists within lists; the parser takes minutes for thousands
 DEVICES = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
 MAX_REPORTED = 8  # problems named at once
 
@@ -86,9 +89,7 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        lines = _problems(path, error)
-        more = [f"{path}: and {len(lines) - MAX_REPORTED} more problems"] if len(lines) > MAX_REPORTED else []
-        raise ChargptError("\nerror: ".join(lines[:MAX_REPORTED] + more)) from None
+        raise ChargptError("\nerror: ".join(_problems(path, error))) from None
     if params.n_embd % params.n_head:
         raise ChargptError(
             f"{path}: n_embd={params.n_embd} is not a multiple of n_head={params.n_head};"
@@ -151,32 +152,57 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if len(raw) > MAX_BYTES:
         raise ChargptError(f"{path}: larger than {MAX_BYTES} bytes; it should hold one short line per parameter")
     try:
-        values = YAML(typ="safe").load(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
+        with warnings.catch_warnings(action="ignore"):  # of what YAML 1.1 meant, over many lines
+            _refuse_bombs(path, text)
+            values = YAML(typ="safe").load(text)
+    except ChargptError:
+        raise
     except UnicodeDecodeError as error:
         raise ChargptError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = str(error.problem).replace("\n", " ").split(" with value")[0]
+        problem = shown(error.problem).split(" with value")[0]
         raise ChargptError(f"{path}: line {line}: {problem}: it is there twice; keep one of the two lines") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ChargptError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
+        raise ChargptError(f"{path}: line {line}: not valid YAML: {shown(error.problem)}") from None
     except Exception as error:  # the parser lets errors of many kinds through for odd tags and keys
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ChargptError(f"{path}: not valid YAML: {reason}") from None
+        raise ChargptError(f"{path}: not valid YAML: {shown(error) or type(error).__name__}") from None
     if not isinstance(values, dict):
         raise ChargptError(f"{path}: found {type(values).__name__}, expected lines of the form `key: value`")
-    return {str(key): value for key, value in values.items()}
+    return {_name(key): value for key, value in values.items()}
+
+
+def _refuse_bombs(path: Path, text: str) -> None:
+    """Raise ChargptError for what a short file can make large: ten times ten times ten of a list that has a name."""
+    depth = 0
+    for event in YAML(typ="safe").parse(text):
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+            where = f"{path}: line {event.start_mark.line + 1}"
+            if event.anchor:
+                raise ChargptError(f"{where}: an anchor (&) on a list or mapping; write its values out")
+            if depth > MAX_DEPTH:
+                raise ChargptError(f"{where}: more than {MAX_DEPTH} lists or mappings in one another")
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+
+
+def _name(key: object) -> str:
+    """A key as text that can be compared and shown; of ours, all are short text."""
+    return (key if isinstance(key, str) else _show(key)).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _problems(path: str | Path, error: ValidationError) -> list[str]:
+    """A line for each of the first problems, and how many more there are."""
+    problems = {str(problem["loc"][0]): problem for problem in error.errors(include_url=False)}  # a union has several
     lines = []
-    for problem in error.errors(include_url=False):
-        key = str(problem["loc"][0])
+    for key, problem in list(problems.items())[:MAX_REPORTED]:
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Params.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(Params.model_fields)}"
-            lines.append(f"{path}: unknown key {key if key.isidentifier() else _show(key)}: {hint}")
+            lines.append(f"{path}: unknown key {key if key.isidentifier() and len(key) <= 60 else _show(key)}: {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{path}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
         else:
@@ -184,7 +210,7 @@ def _problems(path: str | Path, error: ValidationError) -> list[str]:
             kind = {"str": "text", "bool": "a boolean", "NoneType": "empty"}.get(type(value).__name__, "")
             found = f"{_show(value)} ({kind})" if kind else _show(value)
             lines.append(f"{path}: {key} is {found}; it must be {allowed(key)}")
-    return list(dict.fromkeys(lines))  # a union reports each of its arms
+    return lines + ([f"{path}: and {len(problems) - len(lines)} more problems"] if len(problems) > len(lines) else [])
 
 
 def _show(value: object) -> str:
