@@ -9,7 +9,6 @@ largest resident size, pages of mapped files included.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
+
+from chargpt.checkpoint import read_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARACTERS = np.frombuffer(b"\n !,.:;'?-" + bytes(range(65, 91)) + bytes(range(97, 123)), np.uint8)
@@ -105,9 +106,7 @@ def main() -> None:
         measure("load them, memory-mapped, hash checked", folder, "-c", load)
         measure("generate 1 character with them", folder, *generate, "large.safetensors", "--max-tokens", "1")
         measure("generate 500 characters with them", folder, *generate, "large.safetensors", "--max-tokens", "500")
-        header = (folder / "large.safetensors").open("rb").read(100_000)
-        parameters = json.loads(json.loads(header[8 : header.index(b"}}") + 2] + b"}")["__metadata__"]["chargpt"])
-        print(f"parameters: {parameters['params']['parameters']:,}")
+        print(f"parameters: {read_metadata(folder / 'large.safetensors')['params']['parameters']:,}")
 
 
 if __name__ == "__main__":

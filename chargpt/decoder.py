@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from chargpt.errors import ChargptError
 from chargpt.files import atomic_write
 from chargpt.model import GPT, KVCache
 from chargpt.vocab import Vocab
@@ -25,6 +26,7 @@ from chargpt.vocab import Vocab
 IDS = NDArray[np.int64]
 PARAMETERS_PER_THREAD = 400_000  # that a character must be multiplied with for another thread to pay
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators: attention with a cache, sum and norm in one
+LARGEST_GRAPH = 1_900_000_000  # bytes; an ONNX file with its weights inside ends at 2 GiB
 OPSET, CONTRIB_OPSET, IR_VERSION = 20, 1, 9  # the oldest that have Gelu
 
 
@@ -43,8 +45,10 @@ class Decoder(Protocol):
 
 
 def make_decoder(model: GPT, batch_size: int) -> Decoder:
-    """The fastest decoder for where the model is."""
-    return OnnxDecoder(model, batch_size) if model.wte.weight.device.type == "cpu" else TorchDecoder(model, batch_size)
+    """The fastest decoder for where the model is and how large."""
+    fits = 4 * sum(p.numel() for p in model.parameters()) < LARGEST_GRAPH
+    onnx_runs = fits and model.wte.weight.device.type == "cpu"
+    return OnnxDecoder(model, batch_size) if onnx_runs else TorchDecoder(model, batch_size)
 
 
 class TorchDecoder:
@@ -140,7 +144,13 @@ def save_onnx(model: GPT, vocab: Vocab, path: str | Path) -> None:
     Inputs: idx (B, S) int64; positions (S,) int64, where they stand; last_position (B,) int32, the largest of them;
     length (1,) int32, the same plus 1; past_key_I and past_value_I (B, n_head, block_size, head size) float32.
     Outputs: logits (B, S, vocab_size), present_key_I, present_value_I. S above 1 only at position 0.
+    Raises ChargptError if the weights do not fit into one file.
     """
+    size = 4 * sum(p.numel() for p in model.parameters())
+    if size >= LARGEST_GRAPH:
+        raise ChargptError(
+            f"{path}: {size:,} bytes of weights; one .onnx file holds 2 GiB: export to a directory instead"
+        )
     graph = onnx_model(model)
     helper.set_model_props(graph, {"vocab": "".join(vocab.itos), "block_size": str(model.config.block_size)})
     with atomic_write(path) as file:
