@@ -379,10 +379,10 @@ YAMLS = {
     ),
     "anchor-twice": (
         lambda: PARAMS.replace("beta1: 0.9", "beta1: &a 0.9").replace("beta2: 0.95", "beta2: &a 0.95").encode(),
-        "",  # without the parser's warning
+        r"DIR/params\.yaml: line \d+: not valid YAML: second occurrence",
     ),
     "yaml-1.1": (lambda: b"%YAML 1.1\n---\n" + PARAMS.replace("lr: 0.02", "lr: 2e-2").encode(), ".*"),
-    "key-half-a-character": (lambda: lines('"\\ud800": 1'), r"DIR/params\.yaml: unknown key '\\\\ud800': .*"),
+    "key-half-a-character": (lambda: lines('"\\ud800": 1'), r"DIR/params\.yaml: line \d+: not valid YAML: .*"),
     "key-of-4800-digits": (lambda: lines("? 0x" + "f" * 4000, ": 1"), r"DIR/params\.yaml: unknown key .*"),
     "key-of-500-letters": (lambda: lines("k" * 500 + ": 1"), r"DIR/params\.yaml: unknown key 'kk+\.\.\.k+': .*"),
     "thousands-of-keys": (

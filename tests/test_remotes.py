@@ -72,7 +72,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def outputs(folder: Path) -> dict[str, str]:
     """The sha256 of each file that DVC, not git, keeps."""
-    files = [folder / "data/input.txt", folder / "data/tokens.safetensors", folder / "metrics/curves.tsv"]
+    files = [folder / "data/input.txt", folder / "data/tokens.safetensors", folder / "metrics/report.html"]
+    files += (folder / "metrics").glob("*.tsv")
     files += [path for path in (folder / "artifacts").rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -202,8 +203,9 @@ def test_run_cache_is_shared(run: Run, team: dict[str, Any], clone: Path) -> Non
     run("git", "checkout", "-q", team["old commit"], "--", "params.yaml", cwd=clone)
     done = run("dvc", "repro", "--pull", cwd=clone, **CREDENTIALS)
     assert [line for line in done.stdout.splitlines() if "Running stage" in line] == ["Running stage 'evaluate':"]
-    assert outputs(clone) == team["old"]
-    run("git", "diff", "--exit-code", team["old commit"], cwd=clone)
+    page = "metrics/report.html"  # here compares with the newer version, which this commit's history has
+    assert outputs(clone) | {page: ""} == team["old"] | {page: ""}
+    run("git", "diff", "--exit-code", team["old commit"], "--", "params.yaml", "metrics", cwd=clone)
 
 
 def test_credentials_stay_out_of_git(run: Run, team: dict[str, Any]) -> None:
