@@ -96,6 +96,7 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path) -> None:
 
     options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={target.max_bytes}", "-timeout=60"]
     options += ["-rss_limit_mb=8000", "-len_control=0", "-reload=0", "-print_final_stats=0"]
+    options += [f"-artifact_prefix={findings}{os.sep}"]  # where libFuzzer itself puts what hangs or kills it
     atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=mutate)
     atheris.Fuzz()
 
