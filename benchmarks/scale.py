@@ -97,7 +97,7 @@ def main() -> None:
             write_params(folder, block_size=4096, batch_size=4, dtype=dtype, **FEW_STEPS)
             measure(f"train with a context of 4,096, {dtype}, 20 steps of 4 windows", folder, "-m", "stages.train")
         measure("evaluate 100,000 characters with a context of 4,096", folder, "-m", "stages.evaluate")
-        cli = ("-m", "chargpt.cli")
+        cli = ("-m", "chargpt")
         generate = (*cli, "generate", "--prompt", "A", "--seed", "0", "--output", "out.txt", "--model")
         model = "artifacts/model.safetensors"
         measure("generate 5,000 characters with it", folder, *generate, model, "--max-tokens", "5000")

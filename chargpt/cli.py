@@ -6,16 +6,27 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from chargpt import __version__
 from chargpt.errors import ChargptError, one_line_errors
 
 MODEL = Path("artifacts/model.safetensors")
 
+
+class OneLineErrors(TyperGroup):
+    """The commands, each of which ends with one line where it cannot go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=OneLineErrors,
     help="A small language model over characters: generate text, migrate legacy weights, export; check and release.",
     no_args_is_help=True,
     add_completion=False,
@@ -55,50 +66,49 @@ def generate(
     exact: Annotated[bool, typer.Option("--exact", help="Always see the whole context; slow past its end.")] = False,
 ) -> None:
     """Continue a prompt; the text goes to standard output as it is made."""
-    with one_line_errors():
-        import torch
+    import torch
 
-        from chargpt.checkpoint import load_model
-        from chargpt.device import pick_device
-        from chargpt.files import atomic_write
-        from chargpt.sampling import stream
+    from chargpt.checkpoint import load_model
+    from chargpt.device import pick_device
+    from chargpt.files import atomic_write
+    from chargpt.sampling import stream
 
-        if prompt is not None and prompt_file is not None:
-            raise ChargptError("--prompt and --prompt-file exclude one another")
-        if prompt_file is not None or prompt == "-":
-            try:
-                raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
-                prompt = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-            except (AttributeError, UnicodeDecodeError):
-                raise ChargptError(f"{prompt_file or 'standard input'}: closed or not UTF-8 text") from None
-        prompt = "\n" if prompt is None else prompt
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
-        gpt, vocab = load_model(model, pick_device(device))
-        idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
-        generator = torch.Generator()
-        generator.seed() if seed is None else generator.manual_seed(seed)
-        if sys.stdout is None and output is None:
-            raise ChargptError("standard output is closed; pass --output")
-        with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
-            for sample in range(num_samples):
-                text = stream(
-                    gpt,
-                    idx,
-                    max_tokens,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    generator=generator,
-                    exact=exact,
-                )
-                head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
-                file.write((head + prompt).encode())
-                for chosen in text:
-                    file.write(vocab.decode(chosen.tolist()).encode())
-                    file.flush()
-                file.write(b"\n")
-            file.flush()
+    if prompt is not None and prompt_file is not None:
+        raise ChargptError("--prompt and --prompt-file exclude one another")
+    if prompt_file is not None or prompt == "-":
+        try:
+            raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
+            prompt = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        except (AttributeError, UnicodeDecodeError):
+            raise ChargptError(f"{prompt_file or 'standard input'}: closed or not UTF-8 text") from None
+    prompt = "\n" if prompt is None else prompt
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
+    gpt, vocab = load_model(model, pick_device(device))
+    idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    if sys.stdout is None and output is None:
+        raise ChargptError("standard output is closed; pass --output")
+    with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
+        for sample in range(num_samples):
+            text = stream(
+                gpt,
+                idx,
+                max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+                exact=exact,
+            )
+            head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
+            file.write((head + prompt).encode())
+            for chosen in text:
+                file.write(vocab.decode(chosen.tolist()).encode())
+                file.flush()
+            file.write(b"\n")
+        file.flush()
 
 
 @app.command()
@@ -115,36 +125,35 @@ def migrate(
     ] = None,
 ) -> None:
     """Convert legacy text weights to a model file that computes the same function."""
-    with one_line_errors():
-        import tempfile
+    import tempfile
 
-        from chargpt import migration
-        from chargpt.checkpoint import load_model
-        from chargpt.data import read_tokens, scan_text, write_tokens
-        from chargpt.params import load_params, write_params
+    from chargpt import migration
+    from chargpt.checkpoint import load_model
+    from chargpt.data import read_tokens, scan_text, write_tokens
+    from chargpt.params import load_params, write_params
 
-        if corpus is None:
-            raise ChargptError(
-                "legacy weights do not hold their vocabulary: pass --corpus with the text the model was trained on"
-            )
-        if dialect not in ("auto", *migration.DIALECTS):
-            raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(migration.DIALECTS)}")
-        if not 0 < val_fraction < 1:
-            raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
-        settings = migration.legacy_settings(config) if config and params_out else {}
-        if params_out and params_out.exists():  # before anything is written
-            load_params(params_out)
-        vocab, length = scan_text(corpus)
-        with tempfile.TemporaryDirectory() as folder:
-            tokens = Path(folder) / "tokens.safetensors"
-            write_tokens(tokens, corpus, vocab, length, val_fraction)
-            _, val_ids = read_tokens(tokens, vocab)
-            found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
-        print(found.report())
-        if params_out is not None:
-            write_params(params_out, migration.matching_params(load_model(output)[0], found.dialect) | settings)
-            print(f"wrote {params_out}: its model and training keys are now those of the legacy model")
-        print(f"wrote {output}; try: chargpt generate --model {output}")
+    if corpus is None:
+        raise ChargptError(
+            "legacy weights do not hold their vocabulary: pass --corpus with the text the model was trained on"
+        )
+    if dialect not in ("auto", *migration.DIALECTS):
+        raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(migration.DIALECTS)}")
+    if not 0 < val_fraction < 1:
+        raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
+    settings = migration.legacy_settings(config) if config and params_out else {}
+    if params_out and params_out.exists():  # before anything is written
+        load_params(params_out)
+    vocab, length = scan_text(corpus)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.safetensors"
+        write_tokens(tokens, corpus, vocab, length, val_fraction)
+        _, val_ids = read_tokens(tokens, vocab)
+        found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
+    print(found.report())
+    if params_out is not None:
+        write_params(params_out, migration.matching_params(load_model(output)[0], found.dialect) | settings)
+        print(f"wrote {params_out}: its model and training keys are now those of the legacy model")
+    print(f"wrote {output}; try: chargpt generate --model {output}")
 
 
 @app.command()
@@ -153,52 +162,49 @@ def export(
     output: Annotated[Path, typer.Option(help="Directory to write, or file if it ends in .onnx.")] = Path("hf"),
 ) -> None:
     """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
-    with one_line_errors():
-        from chargpt.checkpoint import load_model, read_metadata
+    from chargpt.checkpoint import load_model, read_metadata
 
-        gpt, vocab = load_model(model)
-        if output.suffix.lower() == ".onnx":
-            from chargpt.decoder import save_onnx
+    gpt, vocab = load_model(model)
+    if output.suffix.lower() == ".onnx":
+        from chargpt.decoder import save_onnx
 
-            save_onnx(gpt, vocab, output)
-            print(f"wrote {output}; the README shows how ONNX Runtime runs it")
-        else:
-            from chargpt import export as exporting
+        save_onnx(gpt, vocab, output)
+        print(f"wrote {output}; the README shows how ONNX Runtime runs it")
+    else:
+        from chargpt import export as exporting
 
-            exporting.export(gpt, vocab, output, read_metadata(model)["params"])
-            print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+        exporting.export(gpt, vocab, output, read_metadata(model)["params"])
+        print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
 
 
 @app.command()
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
-    with one_line_errors():
-        from chargpt.checkpoint import load_model, read_metadata
+    from chargpt.checkpoint import load_model, read_metadata
 
-        gpt, vocab = load_model(model)
-        metadata = read_metadata(model)
-        count = sum(p.numel() for p in gpt.parameters())
-        facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}
-        facts |= {"parameters": f"{count:,}"} | metadata["config"]
-        facts |= {"characters": "".join(vocab.itos)}
-        facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
-        for name, value in facts.items():
-            print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
+    gpt, vocab = load_model(model)
+    metadata = read_metadata(model)
+    count = sum(p.numel() for p in gpt.parameters())
+    facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}
+    facts |= {"parameters": f"{count:,}"} | metadata["config"]
+    facts |= {"characters": "".join(vocab.itos)}
+    facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
+    for name, value in facts.items():
+        print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
 
 
 @app.command()
 def check() -> None:
     """Look for what would go wrong later: parameters, environment, git; and say what to run next."""
-    with one_line_errors():
-        from chargpt import project
+    from chargpt import project
 
-        found = list(project.problems())
-        for problem in found:
-            print(f"problem: {problem}", file=sys.stderr)
-        if found:
-            raise ChargptError(f"{len(found)} to mend, then check again")
-        changed = project.changed_stages()
-        print("all in order; " + (f"next: dvc repro (changed: {', '.join(changed)})" if changed else "up to date"))
+    found = list(project.problems())
+    for problem in found:
+        print(f"problem: {problem}", file=sys.stderr)
+    if found:
+        raise ChargptError(f"{len(found)} to mend, then check again")
+    changed = project.changed_stages()
+    print("all in order; " + (f"next: dvc repro (changed: {', '.join(changed)})" if changed else "up to date"))
 
 
 @app.command()
@@ -212,15 +218,14 @@ def gate(
     max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a part of the old value.")] = 0.01,
 ) -> None:
     """Exit with 1 if a metric got worse than at another revision; for continuous integration."""
-    with one_line_errors():
-        from chargpt import project
+    from chargpt import project
 
-        revision, rows = project.compare(against, max_regression)
-        for name, before, now, worse in rows:
-            print(f"{name:<14} {revision} {before:.6f}  now {now:.6f}  {now - before:+.6f}{'  worse' if worse else ''}")
-        names = [name for name, *_, worse in rows if worse]
-        if names:
-            raise ChargptError(f"worse than at {revision} by more than {max_regression:.2%}: {', '.join(names)}")
+    revision, rows = project.compare(against, max_regression)
+    for name, before, now, worse in rows:
+        print(f"{name:<14} {revision} {before:.6f}  now {now:.6f}  {now - before:+.6f}{'  worse' if worse else ''}")
+    names = [name for name, *_, worse in rows if worse]
+    if names:
+        raise ChargptError(f"worse than at {revision} by more than {max_regression:.2%}: {', '.join(names)}")
 
 
 @app.command()
@@ -230,11 +235,10 @@ def release(
     message: Annotated[Optional[str], typer.Option("--message", "-m", help="Of the tag.")] = None,  # noqa: UP045
 ) -> None:
     """Make the present commit a version of the model, if it is complete and others can get it."""
-    with one_line_errors():
-        from chargpt import project
+    from chargpt import project
 
-        tag = project.release(version, name, message)
-        print(f"registered {tag}; next: git push origin {tag}")
+    tag = project.release(version, name, message)
+    print(f"registered {tag}; next: git push origin {tag}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 
@@ -20,13 +23,26 @@ def shown(value: object, length: int = 200) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:length])
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived; an exception, so that half-written files are removed on the way out."""
+
+
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can(no|')t allocate|failed to allocate|bad_?alloc|failed to map segment"
+    "|can't start new thread",
+    re.IGNORECASE,
+)  # in the words of torch, ONNX Runtime, the loader of libraries, Python
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and exit status 1, instead of a traceback.
 
-    Ctrl-C exits with 130; a reader that closed our output (`chargpt generate | head`) with 0, quietly.
-    Anything else is a defect of ours and keeps its traceback.
+    Ctrl-C exits with 130, SIGTERM with 143; a reader that closed our output (`chargpt generate | head`) with 0,
+    quietly. Anything else is a defect of ours and keeps its traceback.
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
         if sys.stdout is not None:
@@ -36,20 +52,27 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         _silence_stdout()
         sys.exit(0)
-    except OSError as error:
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(str(error)):
+            _fail("not enough memory; free some, or use a smaller model (n_layer, n_embd), batch_size or block_size")
+        if not isinstance(error, OSError):
+            raise
         _silence_stdout()
-        if error.errno == errno.ENOSPC:
+        if code in (errno.ENOSPC, errno.EDQUOT):
             _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(
-            "out of memory|not enough memory|can't allocate", str(error)
-        ):
-            raise
-        _fail("not enough memory; use a smaller model (n_layer, n_embd), batch_size or block_size")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(143)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+    raise Terminated
 
 
 def _fail(message: str) -> NoReturn:

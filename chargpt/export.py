@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import ChargptError
-from chargpt.files import write_json, write_tensors, write_text
+from chargpt.files import TEMPORARY, remove_leftovers, write_json, write_tensors, write_text
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 
@@ -46,7 +46,8 @@ def export(
         raise ChargptError(f"{output}: holds something else than an earlier export; choose another directory")
     tensors, config = gpt2_layout(model)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".chargpt-", dir=output.parent) as name:  # all of it, or nothing
+    remove_leftovers(output.parent)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output.parent) as name:  # all of it, or nothing
         folder = Path(name)
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "config.json", config)

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,7 @@ from chargpt.errors import ChargptError, shown
 
 UMASK = os.umask(0)  # there is no other way to read it
 os.umask(UMASK)
+TEMPORARY = ".chargpt-"  # how the names of temporary files and directories start
 MAX_HEADER = 20_000_000  # bytes; a thousand layers and every character that there is need 17 million
 SAFETENSORS_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
 
@@ -37,7 +40,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise ChargptError(f"{path}: not a regular file; it would be replaced by one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".chargpt-{os.getpid()}.tmp")
+    remove_leftovers(path.parent)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -51,6 +55,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed: those that nobody has written to for a day."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # somebody else's, or gone already
+            if left.lstat().st_mtime < time.time() - 86400:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """Fetch Tiny Shakespeare to data/input.txt; with another corpus nothing is fetched and the file is empty."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chargpt.errors import ChargptError
-from chargpt.params import load_params
 from stages import run
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
 OUTPUT = "data/input.txt"
 
 
-def main() -> None:
-    params = load_params()
+def main(params: Params) -> None:
     from chargpt.download import download
     from chargpt.files import atomic_write
 

@@ -1,16 +1,20 @@
 """The trained model's exact loss on the validation split, where it comes from, and a page about it."""
 
-import sys
+from __future__ import annotations
 
-from chargpt.params import load_params
+import sys
+from typing import TYPE_CHECKING
+
 from stages import run
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
 STRETCH = 1200  # characters of the validation text that the page shows
 CONTINUATION = 400  # characters that the model writes after it
 
 
-def main() -> None:
-    params = load_params()
+def main(params: Params) -> None:
     import torch
 
     from chargpt.analysis import analyse, predictions

@@ -1,16 +1,20 @@
 """The trained model as a Hugging Face directory, its figures on the model card."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from chargpt.params import load_params
 from stages import run
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
 MODEL = "artifacts/model.safetensors"
 
 
-def main() -> None:
-    load_params()
+def main(_: Params) -> None:
     from chargpt.checkpoint import load_model, read_metadata
     from chargpt.export import export
 

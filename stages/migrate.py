@@ -1,16 +1,20 @@
 """Legacy text weights to a model file that computes the same function."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from chargpt.params import load_params
 from stages import run
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
 OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
 
 
-def main() -> None:
-    params = load_params()
+def main(params: Params) -> None:
     from chargpt.data import read_tokens
     from chargpt.files import write_json, write_text
     from chargpt.migration import DoesNotFitCorpus, migrate

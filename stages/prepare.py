@@ -1,13 +1,17 @@
 """Text to vocabulary and token ids, split into training and validation."""
 
-import sys
+from __future__ import annotations
 
-from chargpt.params import load_params
+import sys
+from typing import TYPE_CHECKING
+
 from stages import run
 
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
-def main() -> None:
-    params = load_params()
+
+def main(params: Params) -> None:
     from chargpt.data import scan_text, split_sizes, write_tokens
     from chargpt.files import write_text
 

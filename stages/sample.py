@@ -1,12 +1,17 @@
 """Texts that the trained model writes."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from chargpt.errors import ChargptError
-from chargpt.params import load_params
 from stages import run
 
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
-def main() -> None:
-    params = load_params()
+
+def main(params: Params) -> None:
     import torch
 
     from chargpt.checkpoint import load_model

@@ -1,21 +1,26 @@
 """Train the model on the tokens, from scratch or from the migrated model; continues after an interruption."""
 
+from __future__ import annotations
+
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from chargpt.params import load_params
+from chargpt.errors import ChargptError
 from stages import run
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
 
 VOCAB, TOKENS, MIGRATED = "artifacts/vocab.json", "data/tokens.safetensors", "artifacts/migrated.safetensors"
 CURVE = "metrics/curves.tsv"
 
 
-def main() -> None:
-    params = load_params()
+def main(params: Params) -> None:
     from chargpt.checkpoint import load_model, save_model
     from chargpt.data import read_tokens
     from chargpt.device import World, pick_device
-    from chargpt.errors import ChargptError
+    from chargpt.params import load_params
     from chargpt.resume import State, check_unchanged, code_files, read_inputs, share_threads
     from chargpt.training import TRAINING_KEYS, Curve, continued_model, new_model, settings, train
     from chargpt.vocab import Vocab

@@ -17,7 +17,7 @@ from tests.pipeline import ROOT
 
 
 def chargpt(*args: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "chargpt.cli", *args]
+    command = [sys.executable, "-m", "chargpt", *args]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PYTHONUTF8": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
@@ -59,7 +59,7 @@ def test_generate_refuses_in_one_line(folder: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
-    command = [sys.executable, "-m", "chargpt.cli", "generate", "--max-tokens", "1000000"]
+    command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "1000000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for how, status in (("interrupt", 130), ("close", 0)):
         process = subprocess.Popen(

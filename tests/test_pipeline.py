@@ -90,8 +90,7 @@ def test_stages_read_the_params_they_declare(
     for name, stage in STAGES.items():
         module = importlib.import_module(f"stages.{name}")
         recorder = Recorder(load_params())
-        monkeypatch.setattr(module, "load_params", lambda recorder=recorder: recorder)
-        module.main()
+        module.main(recorder)
         templated = {dep[2:-1] for dep in stage["deps"] if dep.startswith("${")}
         assert recorder.read | templated == set(stage.get("params", [])), name
     undo(run)  # this process has another number of threads, which may show in a last digit
@@ -122,10 +121,9 @@ def test_params_are_refused_before_torch_loads(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", lr="abc")
     code = (
         "import sys; sys.path.insert(0, {root!r})\n"
-        "from chargpt.errors import ChargptError\n"
-        "import stages.{stage} as stage\n"
-        "try: stage.main()\n"
-        "except ChargptError: sys.exit(3 + ('torch' in sys.modules))\n"
+        "import stages, stages.{stage} as stage\n"
+        "try: stages.run(stage.main)\n"
+        "except SystemExit as error: sys.exit(3 + ('torch' in sys.modules) if 'lr is' in str(error) else 9)\n"
     )
     for stage in STAGES:
         started = time.perf_counter()
