@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chargpt.data import Ids, evaluation_batches
+from chargpt.errors import ChargptError
 from chargpt.model import GPT
 
 # per forward pass: enough to keep a CPU busy in little memory, and a GPU busy
@@ -46,7 +47,10 @@ def metrics(val_loss: float) -> dict[str, float]:
     """A loss in nats per character as the figures that are reported, rounded to what one machine repeats.
 
     bits_per_char = val_loss / ln 2; perplexity = exp(val_loss), the number of equally likely characters.
+    Raises ChargptError if the loss is not a finite number.
     """
+    if not math.isfinite(val_loss):
+        raise ChargptError(f"the validation loss is {val_loss}: the weights of a diverged model; train with a lower lr")
     return {
         "val_loss": round(val_loss, 6),
         "bits_per_char": round(val_loss / math.log(2), 6),

@@ -61,7 +61,9 @@ class Migration:
             "max_parameter_error": self.max_parameter_error,
             "migrated_val_loss": round(self.val_loss, 6),
             "migrated_dialect": self.dialect,
-            "dialect_losses": {name: round(loss, 6) for name, loss in self.dialect_losses.items()},
+            "dialect_losses": {
+                name: round(loss, 6) for name, loss in self.dialect_losses.items() if math.isfinite(loss)
+            },
         }
 
     def report(self) -> str:
@@ -102,13 +104,16 @@ def migrate(
         candidates = [name for name in DIALECTS if weights.sizes["n_head"] > 1 or name.endswith("-head")]
         losses = {name: evaluate(build_model(weights, name), sample) for name in candidates}
         dialect = choose_dialect(losses, frequency_loss(sample), weights_dir)
-    save_model(output, build_model(weights, dialect), vocab, {"dialect": dialect})
-    model, _ = load_model(output)
-    written = model.state_dict()
+    model = build_model(weights, dialect)
+    val_loss = evaluate(model, ids)
+    if not math.isfinite(val_loss):
+        raise ChargptError(f"{weights_dir}: the validation loss is {val_loss}: a diverged model; nothing was written")
+    save_model(output, model, vocab, {"dialect": dialect})
+    read, _ = load_model(output)
+    assert read.config == model.config
+    written = read.state_dict()
     error = max(float(np.abs(written[name].numpy() - tensor).max()) for name, tensor in weights.tensors.items())
-    parameters = weights.parameters
-    del weights  # two copies of the model are enough to measure with
-    return Migration(parameters, error, dialect, evaluate(model, ids), losses)
+    return Migration(weights.parameters, error, dialect, val_loss, losses)
 
 
 def build_model(weights: LegacyWeights, dialect: str) -> GPT:
