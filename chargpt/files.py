@@ -25,6 +25,7 @@ UMASK = os.umask(0)  # there is no other way to read it
 os.umask(UMASK)
 TEMPORARY = ".chargpt-"  # how the names of temporary files and directories start
 MAX_HEADER = 20_000_000  # bytes; a thousand layers and every character that there is need 17 million
+MAX_JSON = 100_000  # bytes; a config.json or metrics have hundreds
 SAFETENSORS_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
 
 
@@ -81,6 +82,22 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write JSON atomically: sorted keys, two-space indent, final newline; the same value gives the same bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a small file, its values unchecked. Raises ChargptError if there is none."""
+    try:
+        if not Path(path).is_file():
+            raise FileNotFoundError
+        with Path(path).open("rb") as file:
+            value = json.loads(file.read(MAX_JSON).decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ChargptError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ChargptError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ChargptError(f"{path}: expected a JSON object, {{...}}")
+    return value
 
 
 def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -6,7 +6,6 @@ names and shapes, except for what the files do not say: the dialect (see `chargp
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError, shown
+from chargpt.files import read_json
 
 MAX_REPORTED = 20  # problems named in one report; the rest is counted
 MAX_SHAPE_LINE = 200  # bytes; `# shape: [1000000, 1000000]` has 27
 MAX_VALUE_BYTES = 64  # per value, line end and blank lines included; Python writes at most 26
-MAX_CONFIG_BYTES = 100_000
 CHUNK_BYTES = 1 << 20
 SHAPE = re.compile(rb"#\s*shape:\s*\[\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?,?\s*\]\s*")
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
@@ -90,7 +89,7 @@ def _raise(folder: Path, problems: list[str]) -> None:
     problems = sorted(set(problems))
     more = [f"and {len(problems) - MAX_REPORTED} more problems"] if len(problems) > MAX_REPORTED else []
     lines = problems[:MAX_REPORTED] + more
-    raise ChargptError("\n".join([f"{folder}: not migrated, nothing was written:", *(f"  {line}" for line in lines)]))
+    raise ChargptError(f"{folder}: not migrated, nothing was written:\n  " + "\n  ".join(lines))
 
 
 def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
@@ -255,25 +254,9 @@ def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
     return f"{path}: not the numbers of a legacy parameter"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object of a legacy config.json, its values unchecked. Raises ChargptError if it is none."""
-    try:
-        if not path.is_file():
-            raise ChargptError(f"{path}: no such file")
-        with path.open("rb") as file:
-            config = json.loads(file.read(MAX_CONFIG_BYTES).decode("utf-8-sig"))
-    except ChargptError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ChargptError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ChargptError(f"{path}: expected a JSON object like the legacy config.json")
-    return config
-
-
 def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
-    config = read_config(path)
+    config = read_json(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if key in config and config[key] != sizes[key]:
             problems.append(f"{path}: {key} is {shown(config[key], 40)}, but the weights have {sizes[key]}")

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
+from chargpt.files import read_json
 from chargpt.git import ARTIFACT, METRICS, git, remedy, untracked_code
 from chargpt.params import load_params
 
@@ -97,7 +99,7 @@ def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple
     than `max_regression` above the old value, as a part of it. Returns the revision and (name, before, now, worse).
     Raises ChargptError if there is nothing to compare with.
     """
-    now = _metrics(None)
+    now = _numbers(read_json(METRICS)) if Path(METRICS).exists() else {}
     if not now:
         raise ChargptError(f"{METRICS}: no metrics here; run dvc repro")
     revision = against or ("HEAD" if now != _metrics("HEAD") else "HEAD~1")
@@ -111,23 +113,20 @@ def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple
     ]
 
 
-def _metrics(revision: str | None) -> dict[str, float]:
-    """The numbers in the metrics file at a revision, or in the workspace."""
+def _metrics(revision: str) -> dict[str, float]:
+    """The numbers in the metrics file at a revision."""
     import dvc.api
     from dvc.exceptions import DvcException
 
     try:
-        if revision is None:
-            values = json.loads(Path(METRICS).read_text(encoding="utf-8"))
-        else:
-            values = dvc.api.metrics_show(METRICS, rev=revision)
+        return _numbers(dvc.api.metrics_show(METRICS, rev=revision))
     except FileNotFoundError:
-        values = {}
-    except ValueError as error:
-        raise ChargptError(f"{METRICS}: not JSON ({error}); run dvc repro -f evaluate") from None
+        return {}
     except DvcException as error:
-        shallow = "; in CI fetch the whole history (fetch-depth: 0)" if revision else ""
-        raise ChargptError(f"{revision}: {_one_line(error)}{shallow}") from None
+        raise ChargptError(f"{revision}: {_one_line(error)}; in CI fetch the whole history (fetch-depth: 0)") from None
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 

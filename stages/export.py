@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import run
@@ -17,9 +15,10 @@ MODEL = "artifacts/model.safetensors"
 def main(_: Params) -> None:
     from chargpt.checkpoint import load_model, read_metadata
     from chargpt.export import export
+    from chargpt.files import read_json
 
     model, vocab = load_model(MODEL)
-    metrics = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
+    metrics = read_json("metrics/evaluate.json")
     export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics)
 
 

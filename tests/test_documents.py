@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 
 import pytest
 import typer.main
 
+import chargpt.migration  # noqa: F401 (a subclass of ChargptError)
 from chargpt.cli import app
+from chargpt.errors import ChargptError
 from chargpt.params import Params
 from tests.pipeline import ROOT
 
@@ -38,5 +42,55 @@ def test_the_tree_lists_every_module() -> None:
 
 def test_every_relative_link_leads_somewhere() -> None:
     for text in DOCUMENTS.values():
-        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (ROOT / target).exists(), target
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Where the code tells a user of something wrong, and what it says there, with \u2026 for what varies."""
+    errors = {"ChargptError", *(kind.__name__ for kind in ChargptError.__subclasses__())}
+    for path in sorted([*ROOT.glob("chargpt/*.py"), *ROOT.glob("stages/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            said: list[ast.expr | None] = []
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                whose = getattr(getattr(node.func, "value", None), "id", "")
+                stderr = any(keyword.arg == "file" for keyword in node.keywords)
+                if (
+                    name in errors | {"_fail"}
+                    or (name == "append" and whose in ("problems", "lines", "failures"))
+                    or (name == "print" and stderr and path.parent.name == "chargpt")
+                ):
+                    said = list(node.args[:1])
+            elif isinstance(node, ast.AugAssign) and isinstance(node.value, ast.ListComp) and path.name == "legacy.py":
+                said = [node.value.elt]
+            elif isinstance(node, ast.Yield) and path.name == "project.py":
+                said = [node.value]
+            elif isinstance(node, ast.FunctionDef) and node.name == "_first_bad_line":
+                said = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]
+            for expression in said:
+                text = re.sub("\u2026+", "\u2026", template(expression))
+                if re.search(r"\w{3}", text):  # the others hand on what another library says
+                    yield f"{path.name}:{node.lineno}", text  # type: ignore[attr-defined]
+
+
+def template(node: ast.expr | None) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    if isinstance(node, ast.BinOp):
+        return template(node.left) + template(node.right)
+    return "\u2026"
+
+
+def test_every_message_is_in_the_table_and_the_table_has_no_other() -> None:
+    """A row names parts of messages between backticks, with ... for what varies; each needs its remedy."""
+    table = DOCUMENTS["README.md"].partition("## Error messages")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*`) \| .{5,} \|$", table, re.MULTILINE)
+    parts = [part.strip("` ") for row in rows for part in row.split("<br>")]
+    patterns = {part: re.compile(re.escape(part).replace(r"\.\.\.", ".*"), re.DOTALL) for part in parts}
+    said = list(messages())
+    assert len(said) > 100 and len(patterns) == len(parts)
+    assert [entry for entry in said if not any(p.search(entry[1]) for p in patterns.values())] == []
+    assert [part for part, p in patterns.items() if not any(p.search(text) for _, text in said)] == []
