@@ -56,7 +56,8 @@ def test_round_trip(
     assert not loaded.training
     assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in model.state_dict().items())
     idx = torch.zeros(1, block_size, dtype=torch.int64)
-    assert torch.equal(loaded(idx), model(idx))
+    # a last bit depends on where in memory weights lie
+    assert torch.allclose(loaded(idx), model(idx), rtol=1e-5, atol=1e-6)
 
 
 def test_one_metadata_key(path: Path) -> None:
