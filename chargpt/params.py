@@ -24,6 +24,12 @@ PARAMS_FILE = "params.yaml"
 MAX_BYTES = 50_000  # a params file is a page, and the parser takes a second for this many
 MAX_DEPTH = 10  # of lists within lists; the parser takes minutes for thousands
 DEVICES = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
+# no option with which torchrun runs another program than ours: a params.yaml may be a stranger's
+LAUNCH = r"^(python|torchrun( --standalone| --(nproc|nnodes|node|rdzv|master|max|local)[a-z_-]*[= ]\w[\w.:,=-]*)+)$"
+PATTERNS = {
+    DEVICES: "one of auto, cpu, mps, cuda, cuda:N",
+    LAUNCH: "python, or torchrun and options like --standalone --nproc-per-node 2",
+}
 MAX_REPORTED = 8  # problems named at once
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -58,7 +64,7 @@ class Params(BaseModel):
     device: Annotated[str, Field(pattern=DEVICES)]
     dtype: Literal["auto", "float32", "bfloat16"]
     compile: bool
-    launch: Text
+    launch: Annotated[str, Field(pattern=LAUNCH)]
     batch_size: Size
     max_iters: Positive
     eval_interval: Positive
@@ -233,8 +239,8 @@ def _describe(field: FieldInfo) -> str:
         metadata += [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])]
     if get_origin(annotation) is Literal:
         words = "one of " + ", ".join(get_args(annotation))
-    elif any(getattr(m, "pattern", None) for m in metadata):
-        words = "one of auto, cpu, mps, cuda, cuda:N"
+    elif patterns := [m.pattern for m in metadata if getattr(m, "pattern", None)]:
+        words = PATTERNS[patterns[0]]
     else:
         assert isinstance(annotation, type)
         words = {int: "a whole number", float: "a number", str: "text, not empty", bool: "true or false"}[annotation]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,9 @@ CURVE = "metrics/curves.tsv"
 
 
 def main(params: Params) -> None:
+    if params.launch != "python" and "TORCHELASTIC_RUN_ID" not in os.environ:  # become torchrun, which starts us again
+        options = params.launch.split()[1:]
+        os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *options, "-m", "stages.train"])
     from chargpt.checkpoint import load_model, save_model
     from chargpt.data import read_tokens
     from chargpt.device import World, pick_device

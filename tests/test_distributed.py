@@ -1,8 +1,9 @@
-"""Two processes on the CPU (gloo), started by torchrun as the train stage starts them."""
+"""Two processes on the CPU (gloo), which the train stage starts by becoming torchrun."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,7 @@ from chargpt.checkpoint import load_model
 from tests.conftest import TEXT, write_params
 from tests.pipeline import ROOT
 
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.train"]
-ONE = ["-m", "stages.train"]
+TWO, ONE = "torchrun --standalone --nproc-per-node 2", "python"
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+def start(folder: Path, launch: str) -> subprocess.Popen[str]:
+    path = folder / "params.yaml"
+    path.write_text(re.sub("^launch: .*", f"launch: {launch}", path.read_text(), flags=re.MULTILINE))
+    command = [sys.executable, "-m", "stages.train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"}
-    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

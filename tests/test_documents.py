@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import chargpt.migration  # noqa: F401 (a subclass of ChargptError)
 from chargpt.cli import app
@@ -94,3 +97,15 @@ def test_every_message_is_in_the_table_and_the_table_has_no_other() -> None:
     assert len(said) > 100 and len(patterns) == len(parts)
     assert [entry for entry in said if not any(p.search(entry[1]) for p in patterns.values())] == []
     assert [part for part, p in patterns.items() if not any(p.search(text) for _, text in said)] == []
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    """constraints.txt is what the tests ran with; torch is pinned in pyproject.toml itself."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert len(pins) > 100 and "torch" not in pins
+    for requirement in wanted:
+        if requirement.name != "torch":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def test_committed_file_is_valid() -> None:
         ("init", "scrath", ["init is 'scrath'", "scratch, migrated"]),
         ("device", "gpu", ["device is 'gpu'", "cuda:N"]),
         ("top_p", 0, ["top_p is 0", "or null"]),
+        ("launch", "torchrun", ["launch is 'torchrun'", "--nproc-per-node 2"]),
         ("corpus", "", ["corpus is ''"]),
         ("corpus", ["a"], ["corpus is ['a']"]),
         ("warmup_iters", 11, ["warmup_iters=11", "max_iters=10"]),
@@ -147,3 +149,32 @@ def test_readme_lists_every_parameter_with_its_range() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for key in Params.model_fields:
         assert f"| `{key}` | {allowed(key)} |" in readme, f"| `{key}` | {allowed(key)} |"
+
+
+@pytest.mark.parametrize("launch", re.findall(r"torchrun --[^`\"]*", (ROOT / "README.md").read_text(encoding="utf-8")))
+def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
+    assert load_params(write_params(tmp_path / "params.yaml", launch=launch)).launch == launch
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        *(
+            "sh -c 'touch x'",
+            "python -c 1",
+            "python; touch x",
+            "torchrun --standalone; touch x",
+            "torchrun data/mine.txt",
+        ),
+        *("torchrun --standalone data/mine.txt", "torchrun --no-python touch x", "torchrun --standalone --no-python"),
+        *(
+            "torchrun --nnodes --no-python",
+            "torchrun --nnodes 1 -m os",
+            "torchrun --standalone --log-dir /",
+            "python\n",
+        ),
+    ],
+)
+def test_launch_runs_no_other_program(tmp_path: Path, launch: str) -> None:
+    with pytest.raises(ChargptError, match="launch is .*; it must be python, or torchrun and options like"):
+        load_params(write_params(tmp_path / "params.yaml", launch=launch))
