@@ -176,5 +176,5 @@ def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
     ],
 )
 def test_launch_runs_no_other_program(tmp_path: Path, launch: str) -> None:
-    with pytest.raises(ChargptError, match="launch is .*; it must be python, or torchrun and options like"):
+    with pytest.raises(ChargptError, match=r"launch is .*; it must be python, or torchrun and options like"):
         load_params(write_params(tmp_path / "params.yaml", launch=launch))
