@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import ChargptError, shown
-from chargpt.files import open_tensors, write_tensors
+from chargpt.files import open_tensors, unique_keys, write_tensors
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 
@@ -84,7 +84,7 @@ def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str
     if not raw or "chargpt" not in raw:
         raise ChargptError(f"{path}: a safetensors file without the metadata key `chargpt`: not a chargpt model")
     try:
-        metadata = json.loads(raw["chargpt"], object_pairs_hook=_object)
+        metadata = json.loads(raw["chargpt"], object_pairs_hook=unique_keys)
         version = metadata["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ChargptError(f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes") from None
@@ -112,13 +112,6 @@ def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTCon
             f"{path}: vocab_size is {shown(config.vocab_size, 20)}, but the vocabulary has {len(vocab)} characters"
         )
     return config, vocab
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one with a key twice would mean this to us and that to another program."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")
-    return dict(pairs)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -100,6 +100,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `object_pairs_hook`; one with a key twice means one thing to us and another to others."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
 def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table as tab-separated values atomically, as DVC plots it."""
     table = io.StringIO()
@@ -152,10 +159,15 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
         raise ChargptError(f"{path}: no such file")
     with path.open("rb") as start:
         length = start.read(8)
-    if not length:
-        raise ChargptError(f"{path}: the file is empty")
-    if int.from_bytes(length, "little") > MAX_HEADER:
-        raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long)")
+        if not length:
+            raise ChargptError(f"{path}: the file is empty")
+        if int.from_bytes(length, "little") > MAX_HEADER:
+            raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long)")
+        header = start.read(int.from_bytes(length, "little"))
+    try:
+        json.loads(header, object_pairs_hook=unique_keys)  # of a tensor that is there twice, the library takes one
+    except (ValueError, RecursionError) as error:
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({shown(error)})") from None
     try:
         opened = safe_open(path, framework="pt")
     except RuntimeError as error:  # torch's word for a file larger than the address space

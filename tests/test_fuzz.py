@@ -211,8 +211,8 @@ MODELS = {
         r"DIR/.*: \S+ holds nan or infinite values.*",
     ),
     # keys that are there twice
-    "tensor-twice": (lambda: twice("ln_f.bias"), ""),  # the library takes the last; sha256 is of that one
-    "tensor-twice-other-place": (lambda: twice("ln_f.bias", data_offsets=[2**63, 2**63]), ""),
+    "tensor-twice": (lambda: twice("ln_f.bias"), NOT_SAFETENSORS),
+    "tensor-twice-other-place": (lambda: twice("ln_f.bias", data_offsets=[2**63, 2**63]), NOT_SAFETENSORS),
     "metadata-twice": (lambda: twice("__metadata__", chargpt="{}"), NOT_SAFETENSORS),
     "config-twice": (lambda: with_text("{", '{"config": {}, '), NOT_OURS),
     "size-twice": (lambda: with_text('"n_embd"', '"n_embd": 2, "n_embd"'), NOT_OURS),

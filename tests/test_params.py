@@ -159,20 +159,18 @@ def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
 @pytest.mark.parametrize(
     "launch",
     [
-        *(
-            "sh -c 'touch x'",
-            "python -c 1",
-            "python; touch x",
-            "torchrun --standalone; touch x",
-            "torchrun data/mine.txt",
-        ),
-        *("torchrun --standalone data/mine.txt", "torchrun --no-python touch x", "torchrun --standalone --no-python"),
-        *(
-            "torchrun --nnodes --no-python",
-            "torchrun --nnodes 1 -m os",
-            "torchrun --standalone --log-dir /",
-            "python\n",
-        ),
+        "sh -c 'touch x'",
+        "python -c 1",
+        "python; touch x",
+        "torchrun --standalone; touch x",
+        "torchrun data/mine.txt",
+        "torchrun --standalone data/mine.txt",
+        "torchrun --no-python touch x",
+        "torchrun --standalone --no-python",
+        "torchrun --nnodes --no-python",
+        "torchrun --nnodes 1 -m os",
+        "torchrun --standalone --log-dir /",
+        "python\n",
     ],
 )
 def test_launch_runs_no_other_program(tmp_path: Path, launch: str) -> None:
