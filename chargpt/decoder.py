@@ -162,10 +162,10 @@ def onnx_model(model: GPT) -> onnx.ModelProto:
     c = model.config
     weights = {name: t.detach().cpu().float().numpy() for name, t in model.state_dict().items()}
     nodes: list[onnx.NodeProto] = []
-    used: dict[str, onnx.TensorProto] = {}
+    used: dict[str, NDArray[np.float32]] = {}
 
     def weight(name: str, array: NDArray[np.float32]) -> str:
-        used[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        used[name] = array
         return name
 
     def node(kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
@@ -232,9 +232,12 @@ def onnx_model(model: GPT) -> onnx.ModelProto:
         hidden = node({"gelu": "Gelu", "relu": "Relu"}[c.activation], linear(f"{mlp}.c_fc", normed))
         x, normed = add_and_norm(x, f"{mlp}.c_proj", hidden, f"h.{i + 1}.ln_1" if i + 1 < c.n_layer else "ln_f")
     nodes.append(helper.make_node("Identity", [linear("lm_head", normed)], ["logits"]))
-    graph = helper.make_graph(nodes, "chargpt", inputs, outputs, list(used.values()))
+    graph = helper.make_graph(nodes, "chargpt", inputs, outputs)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="chargpt")
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="chargpt")
+    for name, array in used.items():  # last, because the makers above copy all that they are given
+        made.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    return made
 
 
 def _head_size(model: GPT) -> int:
