@@ -40,7 +40,7 @@ def check(project: Project, stage: str, status: int, **fault: object) -> str:
     finally:
         for name in faults.outputs(stage):  # the next stage's inputs
             (folder / name).unlink(missing_ok=True)
-        faults.repro(folder, environment)
+        assert f"Running stage '{stage}'" in faults.repro(folder, environment)
         assert faults.snapshot(folder) == whole
     return done.stderr
 
