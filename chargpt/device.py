@@ -25,7 +25,7 @@ def pick_device(device: str) -> torch.device:
     kind, _, number = device.partition(":")
     here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
     if int(number or 0) >= here:
-        raise ChargptError(f"device {device} is not available here; use -S device=auto")
+        raise ChargptError(f"device {device} is not available here; use auto (-S device=auto, --device auto)")
     return torch.device(device)
 
 

@@ -91,6 +91,32 @@ def test_help_answers_without_torch(folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full disk")
+def test_a_full_disk_behind_standard_output(folder: Path) -> None:
+    for arguments in (["--help"], ["generate", "--help"], ["generate", "--max-tokens", "5"], ["inspect"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "chargpt", *arguments]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "error: output: no space left on the disk; free some and run again\n",
+        )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_terminated_while_writing_a_file(folder: Path) -> None:
+    command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "100000000", "--output", "text.txt"]
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".chargpt-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert (process.communicate(timeout=60)[1], process.returncode) == (b"terminated\n", 143)
+    assert [path.name for path in folder.iterdir() if path.name != ".ses"] == ["artifacts"]
+
+
 def test_inspect(folder: Path) -> None:
     done = chargpt("inspect", cwd=folder)
     assert done.returncode == 0

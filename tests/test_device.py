@@ -23,7 +23,7 @@ def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
     for absent in ("cuda:99", *(["cuda"] if not torch.cuda.is_available() else [])):
-        with pytest.raises(ChargptError, match=f"device {absent} is not available here; use -S device=auto"):
+        with pytest.raises(ChargptError, match=f"device {absent} is not available here; use auto"):
             pick_device(absent)
     with pytest.raises(ChargptError, match="device is 'gpu'"):
         pick_device("gpu")
