@@ -13,6 +13,7 @@ before the last is; in training also at the fifth saved state.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -48,6 +49,9 @@ class Project:
         download()
         self.environment = faults.environment_of(folder)
         sizes = {"corpus": CORPUS, "val_fraction": 0.01, "eval_interval": 20}
+        legacy = json.loads((faults.ROOT / "data/legacy/config.json").read_text())
+        sizes |= {"init": "migrated"}  # so that train reads all of its inputs
+        sizes |= {name: legacy[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
         self.whole = faults.make_project(self.folder, self.environment, **sizes)
 
     def try_once(

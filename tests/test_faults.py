@@ -74,11 +74,10 @@ def test_no_memory(project: Project, stage: str) -> None:
 
 
 def test_an_input_that_vanishes_while_it_is_read(project: Project) -> None:
-    folder, *_ = project
+    folder, environment, whole = project
     text = (folder / "data/mine.txt").read_bytes()
     try:
         moment = faults.Moment("open", "mine.txt", 2)  # once for its characters, once to encode it
-        folder, environment, whole = project
         faults.set_back(folder, "prepare")
         done = faults.run_stage(folder, "prepare", environment, moment, "unlink data/mine.txt")
         assert faults.problems(folder, "prepare", whole, done, 1) == []
