@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from chargpt import __version__
-from chargpt.errors import ChargptError, one_line_errors
+from chargpt.errors import ChargptError, one_line_errors, silence_stdout
 
 MODEL = Path("artifacts/model.safetensors")
 
@@ -22,7 +22,13 @@ class OneLineErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
-            return super().invoke(ctx)
+            try:
+                result = super().invoke(ctx)
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                return result
+            except BrokenPipeError:  # the reader has enough: `chargpt generate | head`
+                silence_stdout()
 
 
 app = typer.Typer(
@@ -141,7 +147,7 @@ def migrate(
     if not 0 < val_fraction < 1:
         raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
     settings = migration.legacy_settings(config) if config and params_out else {}
-    if params_out and params_out.exists():  # before anything is written
+    if params_out and (params_out.exists() or params_out.is_symlink()):  # before anything is written
         load_params(params_out)
     vocab, length = scan_text(corpus)
     with tempfile.TemporaryDirectory() as folder:

@@ -38,9 +38,9 @@ NO_MEMORY = re.compile(
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and exit status 1, instead of a traceback.
 
-    Ctrl-C exits with 130, SIGTERM with 143; a reader that closed our output (`chargpt generate | head`) with 0,
-    quietly. Anything else is a defect of ours and keeps its traceback.
+    Ctrl-C exits with 130, SIGTERM with 143. Anything else is a defect of ours and keeps its traceback.
     """
+    _occupy_standard_streams()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -49,20 +49,18 @@ def one_line_errors() -> Iterator[None]:
             sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     except ChargptError as error:
         _fail(str(error))
-    except BrokenPipeError:
-        _silence_stdout()
-        sys.exit(0)
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         code = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(str(error)):
             _fail("not enough memory; free some, or use a smaller model (n_layer, n_embd), batch_size or block_size")
         if not isinstance(error, OSError):
             raise
-        _silence_stdout()
+        silence_stdout()
         if code in (errno.ENOSPC, errno.EDQUOT):
             _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not disturb the ending
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Terminated:
@@ -80,7 +78,16 @@ def _fail(message: str) -> NoReturn:
     sys.exit("error: " + "\n".join(shown(line, len(line)) for line in message.split("\n")))
 
 
-def _silence_stdout() -> None:
+def _occupy_standard_streams() -> None:
+    """Where our starter closed one, a file that we open would take its place and get what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for good)
+
+
+def silence_stdout() -> None:
     """Python flushes stdout once more at exit and would complain there."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -100,6 +101,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The entries that are finite numbers: of a metrics file, all."""
+    return {name: v for name, v in values.items() if type(v) in (int, float) and abs(v) <= sys.float_info.max}
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, for `object_pairs_hook`; one with a key twice means one thing to us and another to others."""
     if len(dict(pairs)) < len(pairs):
@@ -140,9 +146,10 @@ def write_arrays(
 def read_arrays(path: str | Path, names: Iterable[str]) -> list[NDArray[Any]]:
     """Memory-map the named 1-D arrays of a .safetensors file. Raises ChargptError if it is not such a file."""
     with open_tensors(path) as file:
-        missing = sorted(set(names) - set(file.keys()))
+        formats = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        missing = sorted(name for name in names if formats.get(name) not in SAFETENSORS_NAMES.values())
         if missing:
-            raise ChargptError(f"{path}: has no tensor {', '.join(missing)}; run `dvc repro` to make it again")
+            raise ChargptError(f"{path}: has no tensor {', '.join(missing)} of ids; run `dvc repro` to make it again")
         return [file.get_tensor(name).numpy() for name in names]
 
 

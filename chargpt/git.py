@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chargpt.errors import ChargptError
+from chargpt.files import numbers
 
 ARTIFACT = "chargpt"  # the model's name in dvc.yaml, and the first part of its version tags
 METRICS = "metrics/evaluate.json"
@@ -57,8 +58,8 @@ def previous_version(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]] |
     for tag in (tags or "").split():
         try:
             before = json.loads(git("show", f"{tag}:{METRICS}", folder=folder) or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(before, dict) and before != figures:
-            return tag, {name: value for name, value in before.items() if isinstance(value, int | float)}
+            return tag, numbers(before)
     return None

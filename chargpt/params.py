@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 import warnings
 from collections.abc import Mapping
@@ -24,17 +25,21 @@ PARAMS_FILE = "params.yaml"
 MAX_BYTES = 50_000  # a params file is a page, and the parser takes a second for this many
 MAX_DEPTH = 10  # of lists within lists; the parser takes minutes for thousands
 DEVICES = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
-# no option with which torchrun runs another program than ours: a params.yaml may be a stranger's
-LAUNCH = r"^(python|torchrun( --standalone| --(nproc|nnodes|node|rdzv|master|max|local)[a-z_-]*[= ]\w[\w.:,=-]*)+)$"
+# no option that names a program or another machine: a params.yaml may be a stranger's, and torchrun unpickles
+# what the machine at a rendezvous address sends
+LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ]\d{1,4})$"
+PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # a message that names it must stay one line
 PATTERNS = {
     DEVICES: "one of auto, cpu, mps, cuda, cuda:N",
-    LAUNCH: "python, or torchrun and options like --standalone --nproc-per-node 2",
+    LAUNCH: "python, or torchrun --standalone --nproc-per-node N",
+    PATH: "a path, not empty, without control characters",
 }
 MAX_REPORTED = 8  # problems named at once
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Text = Annotated[str, Field(min_length=1)]
+FilePath = Annotated[str, Field(pattern=PATH)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -48,9 +53,9 @@ class Params(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     # data
-    corpus: Text
+    corpus: FilePath
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    legacy_dir: Text
+    legacy_dir: FilePath
     dialect: Literal["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"]
     # model
     n_layer: Annotated[int, Field(ge=1, le=1000)]
@@ -114,7 +119,7 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
 
     Raises ChargptError, and changes nothing, if the file would no longer be valid.
     """
-    path = Path(path).resolve()  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays one
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1000
@@ -150,11 +155,10 @@ def allowed(field: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Parse with the parser and version that DVC uses, so that every value reads as DVC reads it."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ChargptError(f"{path}: no such file; run from the project's root") from None
+    if not path.is_file():
+        raise ChargptError(f"{path}: no such file; run from the project's root")
+    with path.open("rb") as file:
+        raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise ChargptError(f"{path}: larger than {MAX_BYTES} bytes; it should hold one short line per parameter")
     try:

@@ -10,14 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
-from chargpt.files import read_json
+from chargpt.files import numbers, read_json
 from chargpt.git import ARTIFACT, METRICS, git, remedy, untracked_code
 from chargpt.params import load_params
 
@@ -99,7 +98,7 @@ def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple
     than `max_regression` above the old value, as a part of it. Returns the revision and (name, before, now, worse).
     Raises ChargptError if there is nothing to compare with.
     """
-    now = _numbers(read_json(METRICS)) if Path(METRICS).exists() else {}
+    now = numbers(read_json(METRICS)) if Path(METRICS).exists() else {}
     if not now:
         raise ChargptError(f"{METRICS}: no metrics here; run dvc repro")
     revision = against or ("HEAD" if now != _metrics("HEAD") else "HEAD~1")
@@ -116,18 +115,13 @@ def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple
 def _metrics(revision: str) -> dict[str, float]:
     """The numbers in the metrics file at a revision."""
     import dvc.api
-    from dvc.exceptions import DvcException
 
     try:
-        return _numbers(dvc.api.metrics_show(METRICS, rev=revision))
+        return numbers(dvc.api.metrics_show(METRICS, rev=revision))
     except FileNotFoundError:
         return {}
-    except DvcException as error:
+    except Exception as error:  # DVC and git libraries raise all kinds for what is no revision
         raise ChargptError(f"{revision}: {_one_line(error)}; in CI fetch the whole history (fetch-depth: 0)") from None
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def release(version: str, name: str = ARTIFACT, message: str | None = None) -> str:
@@ -182,4 +176,4 @@ def _few(names: list[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

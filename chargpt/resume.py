@@ -12,12 +12,10 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -32,17 +30,17 @@ from chargpt.files import open_tensors, write_tensors
 SAVE_EVERY_S = 15.0
 LOCK_WAIT_S = 60.0  # an orphaned predecessor needs a step or an evaluation to notice and save
 ABANDONED_AFTER_S = 14 * 86400.0  # a state that nobody came back to
-CHECK_PARENTS_EVERY_S = 1.0
-
-
-class Stopped(SystemExit):
-    """Training was stopped from outside and its state is saved; the code is the process's exit status."""
 
 
 def read_inputs(params: Mapping[str, Any], files: list[Path]) -> dict[str, str]:
-    """What determines the result, by name: each parameter's value and each file's sha256."""
+    """What determines the result, by name: each parameter's value and each file's sha256.
+
+    Raises ChargptError if a file is not there.
+    """
     inputs = {f"parameter {key}": json.dumps(value) for key, value in sorted(params.items())}
     for path in files:
+        if not path.is_file():
+            raise ChargptError(f"{path}: no such file; run `dvc repro` to make it")
         with path.open("rb") as file:
             inputs[path.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return inputs
@@ -73,35 +71,6 @@ def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None
         )
 
 
-class Stops:
-    """Notices the reasons to stop early: SIGINT, SIGTERM, and the death of the DVC that started this process."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.status = 0
-        self._next_check = 0.0
-        self._dvc = _dvc_ancestor() if "DVC_ROOT" in os.environ else None
-
-    def __enter__(self) -> Stops:
-        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self.reason, self.status = signal.Signals(number).name, 128 + number
-
-    def requested(self) -> bool:
-        """Whether to save and stop now; cheap enough for every step."""
-        if self._dvc and not self.status and time.monotonic() >= self._next_check:
-            self._next_check = time.monotonic() + CHECK_PARENTS_EVERY_S
-            if self._dvc not in psutil.Process().parents():
-                self.reason, self.status = "DVC, which started this process, is gone", 1
-        return self.status != 0
-
-
 def share_threads() -> None:
     """Leave the other trainings on this machine, or those that DVC's queue is about to start, their part of the cores.
 
@@ -118,12 +87,16 @@ def share_threads() -> None:
         torch.set_num_threads(share)
 
 
-def _dvc_ancestor() -> psutil.Process | None:
-    for process in psutil.Process().parents():
-        with contextlib.suppress(psutil.Error):
-            if any("dvc" in Path(word).name for word in process.cmdline()[:3]):
-                return process
-    return None
+def seconds_between_saves() -> float:
+    """CHARGPT_SAVE_EVERY_S, 15 if not set. Raises ChargptError if it is not a number, at least 0."""
+    value = os.environ.get("CHARGPT_SAVE_EVERY_S") or SAVE_EVERY_S
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise ChargptError(f"CHARGPT_SAVE_EVERY_S is {value!r}; it must be a number of seconds, at least 0")
+    return seconds
 
 
 class State:
@@ -134,7 +107,7 @@ class State:
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / fingerprint
         self.path = self.folder / "state.safetensors"
-        self.save_every_s = float(os.environ.get("CHARGPT_SAVE_EVERY_S", SAVE_EVERY_S))
+        self.save_every_s = seconds_between_saves()
         self._next_save = time.monotonic() + self.save_every_s
 
     @contextlib.contextmanager

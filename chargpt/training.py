@@ -24,7 +24,8 @@ from chargpt.evaluation import evaluate
 from chargpt.model import GPT, GPTConfig
 from chargpt.optimizers import make_optimizers
 from chargpt.params import Params
-from chargpt.resume import State, Stopped, Stops
+from chargpt.resume import State
+from chargpt.stops import Stopped, Stops
 
 # what shapes the weights: the keys that the train stage reads, and that the model file keeps
 TRAINING_KEYS = {
@@ -180,14 +181,15 @@ def train(
     *,
     state: State | None = None,
     world: World | None = None,
+    stops: Stops | None = None,
 ) -> GPT:
     """Train with `max_iters` updates and return the model at its lowest validation loss.
 
     train_ids, val_ids: 1-D unsigned. on_row: called with each point of the curve, before the first update, every
     eval_interval updates and after the last; after an interruption with the earlier ones again.
-    state: where to save, and to continue from. The same arguments on the same machine give the same bytes,
-    interrupted or not. Raises ChargptError if the text is too short for block_size or the loss stops being a
-    number; Stopped, with the state saved, if training is stopped from outside.
+    state: where to save, and to continue from. stops: made when the process started. The same arguments on the same
+    machine give the same bytes, interrupted or not. Raises ChargptError if the text is too short for block_size or the
+    loss stops being a number; Stopped, with the state saved, if training is stopped from outside.
     """
     world = world or World(pick_device(params.device))
     check_sizes(train_ids, params, world)
@@ -201,14 +203,15 @@ def train(
     net = wrap(model, params, world)
     share = params.batch_size // world.size  # of the one global batch
     mine = slice(world.rank * share, (world.rank + 1) * share)
-    with Progress(params, run.step, quiet=world.rank > 0) as progress, Stops() as stops:
+    with Progress(params, run.step, quiet=world.rank > 0) as progress, stops or Stops() as stops:
         if saved:
             progress.say(f"continuing at step {run.step}")
         while True:
             idx, targets = training_batch(train_ids, params.block_size, params.batch_size, params.seed, run.step)
             idx, targets = idx[mine].to(world.device), targets[mine].to(world.device)
             if params.dropout:
-                torch.manual_seed((params.seed * 1_000_003 + run.step) * world.size + world.rank)
+                seed = (params.seed * 1_000_003 + run.step) * world.size + world.rank
+                torch.manual_seed(seed % 2**63)  # as large as torch takes
             with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
                 logits = net(idx)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -70,10 +70,10 @@ class Vocab:
     @classmethod
     def load(cls, path: str | Path) -> Vocab:
         """The vocabulary in a file that holds `to_json`. Raises ChargptError if it does not."""
+        if not Path(path).is_file():
+            raise ChargptError(f"{path}: no such file; run `dvc repro` to make it")
         try:
             return cls(list(json.loads(Path(path).read_text(encoding="utf-8"))["characters"]))
-        except FileNotFoundError:
-            raise ChargptError(f"{path}: no such file; run `dvc repro` to make it") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:  # ChargptError is a ValueError
             reason = f": {error}" if isinstance(error, ChargptError) else ""
             raise ChargptError(f'{path}: not a vocabulary like {{"characters": "abc"}}{reason}') from None

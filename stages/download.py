@@ -26,7 +26,7 @@ def main(params: Params) -> None:
         if not Path(params.corpus).is_file():
             raise ChargptError(f"params.yaml: corpus is {params.corpus!r}, and there is no such file")
         text = b""
-        print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
+        print(f"download: the corpus is {params.corpus!r}; nothing to fetch", file=sys.stderr)
     with atomic_write(OUTPUT) as file:
         file.write(text)
 

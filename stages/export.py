@@ -15,10 +15,10 @@ MODEL = "artifacts/model.safetensors"
 def main(_: Params) -> None:
     from chargpt.checkpoint import load_model, read_metadata
     from chargpt.export import export
-    from chargpt.files import read_json
+    from chargpt.files import numbers, read_json
 
     model, vocab = load_model(MODEL)
-    metrics = read_json("metrics/evaluate.json")
+    metrics = numbers(read_json("metrics/evaluate.json"))
     export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chargpt.errors import ChargptError
 from stages import run
 
 if TYPE_CHECKING:
@@ -22,10 +23,13 @@ def main(params: Params) -> None:
 
     vocab = Vocab.load("artifacts/vocab.json")
     _, val_ids = read_tokens("data/tokens.safetensors", vocab)
-    config = Path(params.legacy_dir) / "config.json"
+    weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
+    for path in (weights, config):
+        if path.is_symlink():  # to whatever the stranger chose who made the directory
+            raise ChargptError(f"{path}: a link, which is not followed; put in its place what it points to")
     try:
         migration = migrate(
-            Path(params.legacy_dir) / "weights",
+            weights,
             OUTPUT,
             vocab,
             val_ids,

@@ -22,6 +22,9 @@ def main(params: Params) -> None:
     if params.launch != "python" and "TORCHELASTIC_RUN_ID" not in os.environ:  # become torchrun, which starts us again
         options = params.launch.split()[1:]
         os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *options, "-m", "stages.train"])
+    from chargpt.stops import Stops
+
+    stops = Stops()
     from chargpt.checkpoint import load_model, save_model
     from chargpt.data import read_tokens
     from chargpt.device import World, pick_device
@@ -48,7 +51,7 @@ def main(params: Params) -> None:
         state = State(inputs)
         with state.locked() if world.rank == 0 else nullcontext(), Curve(CURVE) as curve:
             world.wait()  # for the lock
-            model = train(model, train_ids, val_ids, params, curve.add, state=state, world=world)
+            model = train(model, train_ids, val_ids, params, curve.add, state=state, world=world, stops=stops)
             if world.rank == 0:
                 now = load_params().model_dump(include=TRAINING_KEYS) | settings(params, world)
                 check_unchanged(inputs, read_inputs(now, files))

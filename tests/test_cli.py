@@ -117,6 +117,15 @@ def test_terminated_while_writing_a_file(folder: Path) -> None:
     assert [path.name for path in folder.iterdir() if path.name != ".ses"] == ["artifacts"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_cannot_be_shown(folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "chargpt", "export", "--output", os.fsdecode(b"\xff.onnx")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"wrote \udcff.onnx;")
+
+
 def test_inspect(folder: Path) -> None:
     done = chargpt("inspect", cwd=folder)
     assert done.returncode == 0
@@ -213,3 +222,10 @@ def test_migrate_sets_params_yaml(tmp_path: Path) -> None:
     (tmp_path / "link.yaml").symlink_to("params.yaml")
     done = chargpt(*command, "link.yaml", cwd=tmp_path)
     assert (done.returncode, (tmp_path / "link.yaml").is_symlink()) == (0, True), done.stderr
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("loop.yaml", "pipe.yaml"):
+        done = chargpt(*command, name, cwd=tmp_path, timeout=60)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert not (tmp_path / "model.safetensors").exists()

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -146,13 +148,19 @@ def test_training_batch(seed: int, step: int) -> None:
     assert (x == again).all() and not (x == other).all()
 
 
-@pytest.mark.parametrize(
-    "val", [[0, 3], [0], [], [[0, 1], [1, 0]], np.array([0, 1], np.int64), np.array([0, 1], np.float32)]
-)
+@pytest.mark.parametrize("val", [[0, 3], [0], [], [[0, 1], [1, 0]], np.array([0, 1], np.uint16)])
 def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
     arrays = {"train": np.zeros(5, np.uint8), "val": np.asarray(val, getattr(val, "dtype", np.uint8))}
     save_file(arrays, tmp_path / "t")
     with pytest.raises(ChargptError, match="val does not hold ids of the vocabulary's 3 characters"):
+        read_tokens(tmp_path / "t", Vocab("abc"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int64, torch.bool])
+def test_tokens_of_another_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    ids = torch.ones(10).to(dtype)
+    safetensors.torch.save_file({"train": ids, "val": ids.clone()}, tmp_path / "t")
+    with pytest.raises(ChargptError, match="has no tensor train, val of ids; run `dvc repro` to make it again"):
         read_tokens(tmp_path / "t", Vocab("abc"))
 
 

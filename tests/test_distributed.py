@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,11 +34,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, launch: str) -> subprocess.Popen[str]:
+def start(folder: Path, launch: str, **variables: str) -> subprocess.Popen[str]:
     path = folder / "params.yaml"
     path.write_text(re.sub("^launch: .*", f"launch: {launch}", path.read_text(), flags=re.MULTILINE))
     command = [sys.executable, "-m", "stages.train"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"} | variables
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -66,6 +67,25 @@ def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) ->
         assert ours == pytest.approx(theirs, abs=1e-3)
     load_model(prepared / "artifacts/model.safetensors")
     assert not list((prepared / ".dvc/tmp/chargpt").iterdir())
+
+
+def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path) -> None:
+    """As the README's two commands start them, each in a copy of its own."""
+    shutil.copytree(prepared, tmp_path / "second", ignore=shutil.ignore_patterns("metrics", ".dvc"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+    launch = "torchrun --nproc-per-node 1"
+    first, second = (
+        start(folder, launch, PET_NODE_RANK=rank, **meet)
+        for folder, rank in ((prepared, "0"), (tmp_path / "second", "1"))
+    )
+    for status, errors in (finish(first), finish(second)):
+        assert status == 0, errors
+    for ours, theirs in zip(curve(prepared), single, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    assert not (tmp_path / "second/metrics").exists(), "the first machine writes"
 
 
 def test_an_uneven_batch_is_refused(prepared: Path) -> None:

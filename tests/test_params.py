@@ -31,8 +31,10 @@ def test_committed_file_is_valid() -> None:
         ("init", "scrath", ["init is 'scrath'", "scratch, migrated"]),
         ("device", "gpu", ["device is 'gpu'", "cuda:N"]),
         ("top_p", 0, ["top_p is 0", "or null"]),
-        ("launch", "torchrun", ["launch is 'torchrun'", "--nproc-per-node 2"]),
+        ("launch", "torchrun", ["launch is 'torchrun'", "--nproc-per-node N"]),
         ("corpus", "", ["corpus is ''"]),
+        ("corpus", "a\nerror: b", ["corpus is 'a\\nerror: b'", "without control characters"]),
+        ("legacy_dir", "a\x1b[31m", ["legacy_dir is 'a\\x1b[31m'", "without control characters"]),
         ("corpus", ["a"], ["corpus is ['a']"]),
         ("warmup_iters", 11, ["warmup_iters=11", "max_iters=10"]),
         ("prompt", "x" * 10_000_0, ["larger than"]),
@@ -151,7 +153,9 @@ def test_readme_lists_every_parameter_with_its_range() -> None:
         assert f"| `{key}` | {allowed(key)} |" in readme, f"| `{key}` | {allowed(key)} |"
 
 
-@pytest.mark.parametrize("launch", re.findall(r"torchrun --[^`\"]*", (ROOT / "README.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize(
+    "launch", re.findall(r"torchrun --[\w -]*\d", (ROOT / "README.md").read_text(encoding="utf-8"))
+)
 def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
     assert load_params(write_params(tmp_path / "params.yaml", launch=launch)).launch == launch
 
@@ -170,9 +174,12 @@ def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
         "torchrun --nnodes --no-python",
         "torchrun --nnodes 1 -m os",
         "torchrun --standalone --log-dir /",
+        "torchrun --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint 192.0.2.1:29400",
+        "torchrun --nproc-per-node 2 --master-addr 192.0.2.1",
+        "torchrun --nproc-per-node $(id)",
         "python\n",
     ],
 )
 def test_launch_runs_no_other_program(tmp_path: Path, launch: str) -> None:
-    with pytest.raises(ChargptError, match=r"launch is .*; it must be python, or torchrun and options like"):
+    with pytest.raises(ChargptError, match=r"launch is .*; it must be python, or torchrun --standalone --nproc"):
         load_params(write_params(tmp_path / "params.yaml", launch=launch))

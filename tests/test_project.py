@@ -133,6 +133,10 @@ def test_gate(run: Run, metrics: Path, reproduced: None) -> None:
     metrics.write_text(json.dumps({"val_loss": 1.0}))
     assert "bits_per_char, perplexity missing" in error(run("chargpt", "gate", check=False))
     assert "unknown Git revision 'nope'" in error(run("chargpt", "gate", "--against", "nope", check=False))
+    for revision in ("HEAD:metrics", "\udcff", "x" * 10_000, "HEAD^{tree}", "-1", "@{99}"):
+        assert len(error(run("chargpt", "gate", "--against", revision, check=False)).splitlines()) == 1
+    metrics.write_text(json.dumps(figures | {"val_loss": 10**400}))
+    assert "val_loss missing" in error(run("chargpt", "gate", check=False))
     metrics.unlink()
     assert "no metrics here; run dvc repro" in error(run("chargpt", "gate", check=False))
 

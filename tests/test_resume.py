@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -163,6 +164,41 @@ def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
     assert "stopped (DVC, which started this process, is gone); saved at step" in process.stdout.read()
     process.stdout.close()
     assert trained(repo).items() <= reference.items()
+
+
+def test_an_orphan_while_torch_loads_saves_and_ends(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    process = start(CHARGPT_SAVE_EVERY_S="1000")
+    wait_for(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
+    process.kill()
+    output, _ = process.communicate(timeout=120)
+    assert "stopped (DVC, which started this process, is gone); saved at step" in output
+    status, output = finish(start())
+    assert (status, "continuing at step" in output) == (0, True), output
+    assert trained(repo).items() <= reference.items()
+
+
+def test_impatient_signals_do_not_disturb_the_ending(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    process = start(CHARGPT_SAVE_EVERY_S="1000")
+    wait_for_training(repo)
+    trainer = trainers(repo)[0]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while trainer.is_running() and trainer.status() != psutil.STATUS_ZOMBIE:
+            trainer.send_signal(signal.SIGINT)
+            time.sleep(0.005)
+    status, output = finish(process)
+    assert (status != 0, output.count("stopped (SIGINT)"), "Traceback" in output) == (True, 1, False), output
+    status, output = finish(start())
+    assert (status, "continuing at step" in output) == (0, True), output
+
+
+@pytest.mark.parametrize("value", ["often", "-1", "nan", "1,5"])
+def test_seconds_between_saves_must_be_a_number(
+    repo: Path, start: Start, reference: dict[str, str], value: str
+) -> None:
+    status, output = finish(start(CHARGPT_SAVE_EVERY_S=value))
+    assert status != 0
+    assert f"error: CHARGPT_SAVE_EVERY_S is '{value}'; it must be a number of seconds, at least 0" in output
+    assert "Traceback" not in output
 
 
 def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, reference: dict[str, str]) -> None:
