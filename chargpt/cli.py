@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from chargpt import __version__
-from chargpt.errors import ChargptError, one_line_errors, silence_stdout
+from chargpt.errors import ChargptError, one_line_errors, shown, silence_stdout
 
 MODEL = Path("artifacts/model.safetensors")
 
@@ -228,7 +228,9 @@ def gate(
 
     revision, rows = project.compare(against, max_regression)
     for name, before, now, worse in rows:
-        print(f"{name:<14} {revision} {before:.6f}  now {now:.6f}  {now - before:+.6f}{'  worse' if worse else ''}")
+        print(
+            f"{shown(name):<14} {revision} {before:.6f}  now {now:.6f}  {now - before:+.6f}{'  worse' if worse else ''}"
+        )
     names = [name for name, *_, worse in rows if worse]
     if names:
         raise ChargptError(f"worse than at {revision} by more than {max_regression:.2%}: {', '.join(names)}")

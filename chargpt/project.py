@@ -134,8 +134,8 @@ def release(version: str, name: str = ARTIFACT, message: str | None = None) -> s
         number = Version(version.removeprefix("v"))
         if len(number.release) != 3:
             raise InvalidVersion
-    except InvalidVersion:
-        raise ChargptError(f"{version}: not a version; it must look like v1.2.0") from None
+    except ValueError:  # InvalidVersion, or numbers longer than Python reads
+        raise ChargptError(f"{version[:40]}: not a version; it must look like v1.2.0") from None
     declared = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8")).get("artifacts", {})
     if name not in declared:
         raise ChargptError(f"{name}: dvc.yaml declares no such artifact; it has {', '.join(declared) or 'none'}")

@@ -133,7 +133,7 @@ class State:
             for half_written in self.folder.glob(".*.tmp"):  # by a process that was killed while it saved
                 half_written.unlink()
             for other in self.folder.parent.iterdir():
-                if other != self.folder and other.stat().st_mtime < time.time() - ABANDONED_AFTER_S:
+                if other != self.folder and other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S:
                     shutil.rmtree(other, ignore_errors=True)
             yield self
         finally:
@@ -146,9 +146,10 @@ class State:
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write the state. A full disk costs this save, not the run nor the state before it."""
         held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        about = json.dumps({"facts": facts, "sha256": tensor_hash(held, facts)}, sort_keys=True)
+        about = {"facts": facts, "run": self.folder.name}
+        about["sha256"] = tensor_hash(held, about)
         try:
-            write_tensors(self.path, held, {"chargpt_state": about})
+            write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
         except OSError as error:
             print(f"train: state not saved ({error.strerror}); the one before it is kept", file=sys.stderr)
         self._next_save = time.monotonic() + self.save_every_s
@@ -163,8 +164,9 @@ class State:
             with open_tensors(self.path) as file:
                 about = json.loads(file.metadata()["chargpt_state"])
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if tensor_hash(tensors, about["facts"]) != about["sha256"]:
-                raise ValueError("checksum")
+            claimed = about.pop("sha256")
+            if tensor_hash(tensors, about) != claimed or about["run"] != self.folder.name:
+                raise ValueError("damaged, or another run's")
             return tensors, about["facts"]
         except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
             print(f"train: {self.path} is damaged; ignored, training starts again", file=sys.stderr)

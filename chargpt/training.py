@@ -67,6 +67,7 @@ class Curve:
         """Write one row."""
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)  # may be a link into DVC's cache
             self.file = self.path.open("w", newline="\n", buffering=1)
             self.file.write("\t".join(field.name for field in fields(Row)) + "\n")
         self.file.write(str(row))
@@ -227,8 +228,6 @@ def train(
                 if world.rank == 0:
                     on_row(row)
                 progress.evaluated(row)
-            if last:
-                break
             stopping = world.any(stops.requested())
             if state and world.rank == 0 and (stopping or state.due()):
                 state.save(run.tensors(), run.facts())
@@ -237,6 +236,8 @@ def train(
                     f"stopped ({stops.reason or 'another process'}); saved at step {run.step}, run again to go on"
                 )
                 raise Stopped(stops.status or 1)
+            if last:
+                break
             loss.backward()
             run.losses.append(loss.detach())
             if params.grad_clip:

@@ -135,6 +135,15 @@ def test_gate(run: Run, metrics: Path, reproduced: None) -> None:
     assert "unknown Git revision 'nope'" in error(run("chargpt", "gate", "--against", "nope", check=False))
     for revision in ("HEAD:metrics", "\udcff", "x" * 10_000, "HEAD^{tree}", "-1", "@{99}"):
         assert len(error(run("chargpt", "gate", "--against", revision, check=False)).splitlines()) == 1
+    metrics.write_text(json.dumps(figures | {"\x1b[31m\ud800": 1.0}))
+    run("git", "commit", "-q", "-a", "-m", "odd")
+    assert r"\x1b[31m\ud800" in run("chargpt", "gate", "--against", "HEAD").stdout
+    for odd in ("7", '"x"', "{", "[" * 5000, '{"val_loss": 1' + "0" * 400 + "}"):
+        metrics.write_text(odd)
+        run("git", "commit", "-q", "-a", "-m", "odd")
+        metrics.write_text(json.dumps(figures))
+        assert len(error(run("chargpt", "gate", "--against", "HEAD", check=False)).splitlines()) == 1
+    run("git", "reset", "-q", "--hard", "HEAD~6")
     metrics.write_text(json.dumps(figures | {"val_loss": 10**400}))
     assert "val_loss missing" in error(run("chargpt", "gate", check=False))
     metrics.unlink()

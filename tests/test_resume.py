@@ -16,7 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from chargpt.resume import State
 from tests.conftest import IDENTITY, Run, write_params
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -312,6 +314,22 @@ def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path) -> None:
         subprocess.run(["umount", str(folder)], check=True)
     assert done.returncode == 0, done.stderr
     assert "state not saved (No space left on device); the one before it is kept" in done.stderr
+
+
+def test_the_state_of_another_run_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    one, other = State({"lr": "1"}), State({"lr": "2"})
+    (tmp_path / ".dvc/tmp/chargpt").mkdir(parents=True)
+    (tmp_path / ".dvc/tmp/chargpt/gone").symlink_to("nowhere")
+    with one.locked(), other.locked():
+        one.save({"x": torch.zeros(3)}, {"step": 1})
+        loaded = one.load()
+        assert loaded and loaded[1] == {"step": 1}
+        shutil.copyfile(one.path, other.path)
+        assert other.load() is None
+    assert "is damaged; ignored, training starts again" in capsys.readouterr().err
 
 
 def test_trainings_share_the_cores() -> None:

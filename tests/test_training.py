@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
 from chargpt.model import GPTConfig
 from chargpt.params import Params, load_params
-from chargpt.training import Row, continued_model, new_model, rate_factor, train
+from chargpt.resume import State
+from chargpt.stops import Stopped
+from chargpt.training import Curve, Row, continued_model, new_model, rate_factor, train
 from tests.conftest import random_model, write_params
 
 IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
@@ -65,6 +69,45 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     losses = [row.val_loss for row in rows]
     assert losses[-1] > min(losses)
     assert evaluate(model, VAL) == min(losses)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_stopped_in_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved and told by exit status like any other stop; then nothing is left to do but to write the model."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    params = params_with(tmp_path)
+    whole, rows = run(params)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(row: Row) -> None:
+        if row.step == params.max_iters:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with pytest.raises(Stopped) as stopped, State({}).locked() as state:
+            train(new_model(params, 11), TRAIN, VAL, params, stop, state=state)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert stopped.value.code == 143
+    again: list[Row] = []
+    with State({}).locked() as state:
+        model = train(new_model(params, 11), TRAIN, VAL, params, again.append, state=state)
+    assert again == rows
+    for name, tensor in model.state_dict().items():
+        assert tensor.equal(whole.state_dict()[name])
+
+
+def test_the_curve_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """DVC links outputs to its cache where it is told to."""
+    cached, curve = tmp_path / "cached", tmp_path / "curves.tsv"
+    for link in (curve.hardlink_to, curve.symlink_to):
+        cached.write_text("old")
+        link(cached)
+        with Curve(curve) as open_curve:
+            open_curve.add(Row(0, 1.0, 2.0, 0.1))
+        assert (cached.read_text(), curve.read_text().count("\n")) == ("old", 2)
+        curve.unlink()
 
 
 def test_a_diverging_loss_stops(tmp_path: Path) -> None:
