@@ -136,7 +136,7 @@ def migrate(
     from chargpt import migration
     from chargpt.checkpoint import load_model
     from chargpt.data import read_tokens, scan_text, write_tokens
-    from chargpt.params import load_params, write_params
+    from chargpt.params import check_changeable, write_params
 
     if corpus is None:
         raise ChargptError(
@@ -148,7 +148,7 @@ def migrate(
         raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
     settings = migration.legacy_settings(config) if config and params_out else {}
     if params_out and (params_out.exists() or params_out.is_symlink()):  # before anything is written
-        load_params(params_out)
+        check_changeable(params_out)
     vocab, length = scan_text(corpus)
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.safetensors"
@@ -206,7 +206,7 @@ def check() -> None:
 
     found = list(project.problems())
     for problem in found:
-        print(f"problem: {problem}", file=sys.stderr)
+        print(f"problem: {shown(problem, len(problem))}", file=sys.stderr)
     if found:
         raise ChargptError(f"{len(found)} to mend, then check again")
     changed = project.changed_stages()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import signal
+import sys
 from types import TracebackType
 
 import torch
@@ -11,6 +14,8 @@ import torch.distributed as dist
 
 from chargpt.errors import ChargptError
 from chargpt.params import DEVICES
+
+LOST = re.compile("gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)  # in the words of torch
 
 
 def pick_device(device: str) -> torch.device:
@@ -46,6 +51,28 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and native) else torch.float32
 
 
+def launch(options: list[str], module: str) -> None:
+    """Run a module in several processes with torchrun, on this machine and those that its environment names.
+
+    Exits as the first process that fails, which says why itself. Raises ChargptError if a signal ended it.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # pages about what is said in a line
+    try:
+        run.run(run.parse_args([*options, "-m", module]))
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            sys.exit(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        raise ChargptError(f"process {rank} was ended by {name}; run again, training goes on where it was") from None
+
+
 class World:
     """The processes that train together: one, or those that torchrun started.
 
@@ -66,7 +93,9 @@ class World:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.size > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)):
+            raise ChargptError(f"process {self.rank}: lost the other processes of this training") from None
         # After an error the others may never arrive: end at once, and torchrun ends them.
         if self.size > 1 and (kind is None or issubclass(kind, SystemExit)):
             dist.destroy_process_group()
@@ -76,13 +105,13 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def any(self, value: bool) -> bool:
-        """Whether `value` is true in any process, so that all decide alike."""
+    def max(self, value: int) -> int:
+        """The largest value of any process, so that all decide alike."""
         if self.size == 1:
             return value
-        flag = torch.tensor(int(value), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        largest = torch.tensor(value, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over processes."""
@@ -90,3 +119,11 @@ class World:
             dist.all_reduce(value)
             value = value / self.size
         return value
+
+    def gather(self, value: torch.Tensor) -> torch.Tensor:
+        """The processes' values, one under the other, of which each has the same shape."""
+        if self.size == 1:
+            return value[None]
+        values = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(values, value)
+        return torch.stack(values)

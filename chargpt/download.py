@@ -14,6 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from chargpt.errors import ChargptError
+from chargpt.files import atomic_write
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 BYTES = 1_115_394
@@ -32,12 +33,10 @@ def download() -> bytes:
     text = first_verified([("cached copy", cached.read_bytes), (URL, from_url), (" ".join(MIRROR), from_mirror)])
     try:
         if not cached.exists() or cached.read_bytes() != text:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-            partial.write_bytes(text)
-            partial.replace(cached)
+            with atomic_write(cached) as file:
+                file.write(text)
     except OSError:
-        pass  # a read-only home only costs the next run a download
+        pass  # a read-only home or a full disk only costs the next run a download
     return text
 
 

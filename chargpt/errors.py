@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -80,9 +80,10 @@ def _fail(message: str) -> NoReturn:
 
 def _occupy_standard_streams() -> None:
     """Where our starter closed one, a file that we open would take its place and get what is printed."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
+    with suppress(OSError):  # no descriptor left: then none of the three is closed
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for good)
 
@@ -90,4 +91,5 @@ def _occupy_standard_streams() -> None:
 def silence_stdout() -> None:
     """Python flushes stdout once more at exit and would complain there."""
     if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,8 +13,8 @@ from chargpt.data import Ids, evaluation_batches
 from chargpt.errors import ChargptError
 from chargpt.model import GPT
 
-# per forward pass: enough to keep a CPU busy in little memory, and a GPU busy
-CPU_BATCH_CHARACTERS, GPU_BATCH_CHARACTERS = 512, 65_536
+# characters and logits of a forward pass: enough to keep a CPU busy in little memory, and a GPU busy
+CPU_PASS, GPU_PASS = (512, 1 << 22), (65_536, 1 << 28)
 
 
 @torch.no_grad()
@@ -28,9 +28,10 @@ def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
     model.eval()
     block_size = model.config.block_size
     device = model.wte.weight.device
-    batch_characters = CPU_BATCH_CHARACTERS if device.type == "cpu" else GPU_BATCH_CHARACTERS
+    characters, logits = CPU_PASS if device.type == "cpu" else GPU_PASS
+    windows = max(1, min(characters, logits // model.config.vocab_size) // block_size)
     try:
-        for idx, targets in evaluation_batches(ids, block_size, max(1, batch_characters // block_size)):
+        for idx, targets in evaluation_batches(ids, block_size, windows):
             logits = model(idx.to(device))
             nats = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="none")
             yield targets, nats.view(targets.shape).cpu()

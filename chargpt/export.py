@@ -38,17 +38,22 @@ def export(
     """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
     params: what the model was trained with; metrics: its figures; both for the card only.
-    An earlier export is overwritten, file by file; nothing is ever removed. The same model gives the same bytes.
+    A new directory appears whole; an earlier export is overwritten, file by file; nothing is ever removed.
+    The same model gives the same bytes.
     Raises ChargptError if `output` holds anything else.
     """
     output = Path(output)
     if output.exists() and not (output.is_dir() and _names(output) in (set(), FILES, FILES - {"README.md"})):
         raise ChargptError(f"{output}: holds something else than an earlier export; choose another directory")
     tensors, config = gpt2_layout(model)
+    for tensor_name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ChargptError(f"{output}: not written: in GPT-2's layout {tensor_name} holds nan or infinite values")
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output.parent) as name:  # all of it, or nothing
-        folder = Path(name)
+        folder = Path(name) / "hf"
+        folder.mkdir()
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "config.json", config)
         write_json(folder / "tokenizer.json", tokenizer(vocab))
@@ -57,9 +62,11 @@ def export(
             {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
         )
         write_text(folder / "README.md", model_card(model, vocab, params or {}, metrics or {}))
-        output.mkdir(exist_ok=True)
-        for file in sorted(FILES):
-            os.replace(folder / file, output / file)
+        if output.exists() and any(output.iterdir()):
+            for file in sorted(FILES):
+                os.replace(folder / file, output / file)
+        else:
+            os.replace(folder, os.path.realpath(output))
 
 
 def _names(folder: Path) -> set[str]:
@@ -116,11 +123,13 @@ def model_card(model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Map
     c = model.config
 
     def table(head: str, rows: Mapping[str, Any]) -> str:
-        lines = [f"| `{ascii(name)[1:-1]}` | {json.dumps(value)} |" for name, value in rows.items()]
+        lines = [f"| `{_code(name)[1:-1]}` | `{_code(value)}` |" for name, value in rows.items()]
         return "\n".join([f"| {head} | value |", "| --- | --- |", *lines]) + "\n"
 
     shown = "".join(vocab.itos[:MAX_SHOWN]) + ("..." if len(vocab) > MAX_SHOWN else "")
-    characters = json.dumps(shown, ensure_ascii=False).replace("`", "\\u0060")
+    characters = "".join(
+        c if c.isprintable() and c != "`" else _code(c)[1:-1] for c in json.dumps(shown, ensure_ascii=False)
+    )
     # in transformers, unlike here, generation ends with the context
     half = max(1, c.block_size // 2)
     wider = gpt2_layout(model)[1]["n_embd"] - c.n_embd
@@ -142,6 +151,11 @@ def model_card(model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Map
     if params:
         sections.append("## Trained with\n\n" + table("parameter", params))
     return "\n".join(sections)
+
+
+def _code(value: object) -> str:
+    """JSON that ends neither the code span nor the table's cell in which it stands."""
+    return json.dumps(value).replace("`", r"\u0060").replace("|", r"\u007c")
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import struct
 import sys
@@ -43,7 +44,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise ChargptError(f"{path}: not a regular file; it would be replaced by one")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}.tmp")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")  # nobody can put a link there
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chargpt.errors import ChargptError, shown
 from chargpt.files import read_json
 
 MAX_REPORTED = 20  # problems named in one report; the rest is counted
+MAX_FILES = 50_000  # a hundred layers of a hundred heads have fewer
 MAX_SHAPE_LINE = 200  # bytes; `# shape: [1000000, 1000000]` has 27
 MAX_VALUE_BYTES = 64  # per value, line end and blank lines included; Python writes at most 26
 CHUNK_BYTES = 1 << 20
@@ -99,7 +101,10 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     if (folder / "weights").is_dir() and not (folder / "lm_head.weight.txt").exists():
         raise ChargptError(f"{folder}: holds a directory `weights` instead of weights; pass {folder / 'weights'}")
     files = {}
-    for entry in sorted(folder.iterdir()):
+    entries = list(islice(folder.iterdir(), MAX_FILES + 1))
+    if len(entries) > MAX_FILES:
+        raise ChargptError(f"{folder}: more than {MAX_FILES} files; no legacy model has so many parameters")
+    for entry in sorted(entries):
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() or not entry.is_file():
@@ -226,8 +231,8 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 rest = tail
             else:
                 rest += chunk
-                if len(rest) > 2 * CHUNK_BYTES:  # no line of numbers is a megabyte long
-                    break
+                if len(rest) > 2 * CHUNK_BYTES:
+                    raise ChargptError(f"{path}: a line of more than {2 * CHUNK_BYTES} bytes is not one number")
         if rest:
             yield rest
 
@@ -254,9 +259,21 @@ def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
     return f"{path}: not the numbers of a legacy parameter"
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A legacy config.json, its values unchecked. Raises ChargptError if it is none, or a link."""
+    refuse_link(path)
+    return read_json(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise ChargptError for a link, which points to whatever the stranger chose who made the directory."""
+    if path.is_symlink():
+        raise ChargptError(f"{path}: a link, which is not followed; put in its place what it points to")
+
+
 def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
-    config = read_json(path)
+    config = read_config(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if key in config and config[key] != sizes[key]:
             problems.append(f"{path}: {key} is {shown(config[key], 40)}, but the weights have {sizes[key]}")

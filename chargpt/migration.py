@@ -20,8 +20,7 @@ from chargpt.checkpoint import load_model, save_model
 from chargpt.data import Ids
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.files import read_json
-from chargpt.legacy import LegacyWeights, read_legacy
+from chargpt.legacy import LegacyWeights, read_config, read_legacy
 from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
 from chargpt.params import check_value
 from chargpt.vocab import Vocab
@@ -158,7 +157,7 @@ def legacy_settings(path: Path) -> dict[str, Any]:
 
     Raises ChargptError if a value is none that params.yaml allows.
     """
-    config = read_json(path)
+    config = read_config(path)
     lines: dict[str, Any] = {
         name: config[name] for name in ("batch_size", "max_iters", "eval_interval", "device") if name in config
     }

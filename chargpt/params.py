@@ -24,10 +24,10 @@ from chargpt.files import atomic_path
 PARAMS_FILE = "params.yaml"
 MAX_BYTES = 50_000  # a params file is a page, and the parser takes a second for this many
 MAX_DEPTH = 10  # of lists within lists; the parser takes minutes for thousands
-DEVICES = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
+DEVICES = r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?)$"
 # no option that names a program or another machine: a params.yaml may be a stranger's, and torchrun unpickles
 # what the machine at a rendezvous address sends
-LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ]\d{1,4})$"
+LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ][1-9][0-9]?)$"
 PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # a message that names it must stay one line
 PATTERNS = {
     DEVICES: "one of auto, cpu, mps, cuda, cuda:N",
@@ -120,15 +120,11 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
     Raises ChargptError, and changes nothing, if the file would no longer be valid.
     """
     path = Path(os.path.realpath(path))  # a link stays one
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1000
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    values: Any = dict(changes)
-    if path.exists():
-        load_params(path)
-        values = yaml.load(path.read_text(encoding="utf-8"))
-        values.update(changes)
+    for key, value in changes.items():
+        check_value(key, value, str(path))
+    values = check_changeable(path) if path.exists() else {}
+    values.update(changes)
+    yaml = _keeper()
     with atomic_path(path) as temporary:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             yaml.dump(values, file)
@@ -137,6 +133,25 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
                 load_params(temporary)
             except ChargptError as error:
                 raise ChargptError(str(error).replace(str(temporary), str(path))) from None
+
+
+def check_changeable(path: str | Path) -> Any:
+    """The content of a params.yaml with all that `write_params` keeps. Raises ChargptError if it is not a valid one."""
+    load_params(path)
+    try:
+        return _keeper().load(Path(path).read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:  # of tabs, where the other parser takes them
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ChargptError(f"{path}: line {line}: not valid YAML: {shown(error.problem)}; is there a tab?") from None
+
+
+def _keeper() -> YAML:
+    """A parser that keeps comments and quotes for writing."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1000
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
 
 
 def check_value(key: str, value: object, where: str) -> None:

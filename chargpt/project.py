@@ -121,7 +121,9 @@ def _metrics(revision: str) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     except Exception as error:  # DVC and git libraries raise all kinds for what is no revision
-        raise ChargptError(f"{revision}: {_one_line(error)}; in CI fetch the whole history (fetch-depth: 0)") from None
+        raise ChargptError(
+            f"{revision}: {_one_line(error)}; or in CI fetch the whole history (fetch-depth: 0)"
+        ) from None
 
 
 def release(version: str, name: str = ARTIFACT, message: str | None = None) -> str:
@@ -176,4 +178,4 @@ def _few(names: list[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -48,13 +48,9 @@ def read_inputs(params: Mapping[str, Any], files: list[Path]) -> dict[str, str]:
 
 def code_files() -> list[Path]:
     """The project's own modules that are loaded, relative to the working directory."""
-    root = Path.cwd()
-    found = set()
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and Path(file).is_relative_to(root) and not Path(file).is_relative_to(Path(sys.prefix)):
-            found.add(Path(file).relative_to(root))
-    return sorted(found)
+    files = [Path(getattr(module, "__file__", None) or os.devnull) for module in list(sys.modules.values())]
+    folders = [Path.cwd() / name for name in ("chargpt", "stages")]
+    return sorted({file.relative_to(Path.cwd()) for file in files if file.parent in folders})
 
 
 def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:
@@ -143,8 +139,9 @@ class State:
         """Whether it is time to save."""
         return time.monotonic() >= self._next_save
 
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write the state. A full disk costs this save, not the run nor the state before it."""
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
+        """Write the state; whether it could. A full disk costs this save, not the run nor the state before it."""
+        self._next_save = time.monotonic() + self.save_every_s
         held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         about = {"facts": facts, "run": self.folder.name}
         about["sha256"] = tensor_hash(held, about)
@@ -152,7 +149,8 @@ class State:
             write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
         except OSError as error:
             print(f"train: state not saved ({error.strerror}); the one before it is kept", file=sys.stderr)
-        self._next_save = time.monotonic() + self.save_every_s
+            return False
+        return True
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The saved tensors and facts, or None. A damaged file is reported and ignored."""

@@ -36,6 +36,9 @@ TRAINING_KEYS = {
 }
 
 
+SAVE, STOP = 1, 2  # what a process may wish for after a step
+
+
 @dataclass(frozen=True)
 class Row:
     """One point of the training curve; losses in nats per character, `step` updates made so far."""
@@ -126,19 +129,20 @@ class Run:
         if val_loss < self.best_loss:
             self.best_loss, self.best = val_loss, self._weights()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name."""
+    def tensors(self, world: World) -> dict[str, Tensor]:
+        """All tensors of the state, by name; every process must ask, because each has losses of its own."""
         named = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         named |= {f"best.{name}": t for name, t in self.best.items()}
         named |= {name: state[key] for name, state, key in self._optimizer_state()}
-        return named | {"losses": torch.stack(self.losses) if self.losses else torch.zeros(0)}
+        losses = torch.stack(self.losses) if self.losses else torch.zeros(0, device=world.device)
+        return named | {"losses": world.gather(losses)}
 
     def facts(self) -> dict[str, Any]:
         """What else belongs to the state, as JSON values."""
         rows = [astuple(row) for row in self.rows]
         return {"step": self.step, "best_loss": self.best_loss, "rows": rows, "threads": torch.get_num_threads()}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], rank: int) -> None:
         """Continue from a saved state of a run with the same model and parameters.
 
         The number of threads is part of it: it shows in the last bits.
@@ -147,7 +151,7 @@ class Run:
         device = self.model.wte.weight.device
         self.step, self.best_loss = facts["step"], facts["best_loss"]
         self.rows = [Row(*row) for row in facts["rows"]]
-        self.losses = list(tensors.pop("losses").to(device))
+        self.losses = list(tensors.pop("losses")[rank].to(device))
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
         parameters = dict(self.model.named_parameters())
         for name, tensor in tensors.items():
@@ -198,7 +202,7 @@ def train(
     run = Run(model.to(world.device).train(), params, dtype)
     saved = state.load() if state else None
     if saved:
-        run.restore(*saved)
+        run.restore(*saved, world.rank)
         for row in run.rows if world.rank == 0 else []:
             on_row(row)
     net = wrap(model, params, world)
@@ -228,13 +232,14 @@ def train(
                 if world.rank == 0:
                     on_row(row)
                 progress.evaluated(row)
-            stopping = world.any(stops.requested())
-            if state and world.rank == 0 and (stopping or state.due()):
-                state.save(run.tensors(), run.facts())
-            if stopping:
-                progress.say(
-                    f"stopped ({stops.reason or 'another process'}); saved at step {run.step}, run again to go on"
-                )
+            wish = world.max(STOP if stops.requested() else SAVE if state and world.rank == 0 and state.due() else 0)
+            saved_now = False
+            if state and wish:
+                tensors = run.tensors(world)
+                saved_now = world.rank == 0 and state.save(tensors, run.facts())
+            if wish == STOP:
+                where = f"saved at step {run.step}" if saved_now else "not saved"
+                progress.say(f"stopped ({stops.reason or 'another process'}); {where}, run again to go on")
                 raise Stopped(stops.status or 1)
             if last:
                 break

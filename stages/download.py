@@ -19,14 +19,14 @@ def main(params: Params) -> None:
     from chargpt.download import download
     from chargpt.files import atomic_write
 
-    if Path(params.corpus) == Path(OUTPUT):
+    if Path(params.corpus).resolve() == Path(OUTPUT).resolve():
         text = download()
         print(f"download: {len(text)} bytes of Tiny Shakespeare, checksum verified", file=sys.stderr)
     else:
         if not Path(params.corpus).is_file():
             raise ChargptError(f"params.yaml: corpus is {params.corpus!r}, and there is no such file")
         text = b""
-        print(f"download: the corpus is {params.corpus!r}; nothing to fetch", file=sys.stderr)
+        print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
     with atomic_write(OUTPUT) as file:
         file.write(text)
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.errors import ChargptError
 from stages import run
 
 if TYPE_CHECKING:
@@ -18,22 +17,21 @@ OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
 def main(params: Params) -> None:
     from chargpt.data import read_tokens
     from chargpt.files import write_json, write_text
+    from chargpt.legacy import refuse_link
     from chargpt.migration import DoesNotFitCorpus, migrate
     from chargpt.vocab import Vocab
 
     vocab = Vocab.load("artifacts/vocab.json")
     _, val_ids = read_tokens("data/tokens.safetensors", vocab)
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
-    for path in (weights, config):
-        if path.is_symlink():  # to whatever the stranger chose who made the directory
-            raise ChargptError(f"{path}: a link, which is not followed; put in its place what it points to")
+    refuse_link(weights)
     try:
         migration = migrate(
             weights,
             OUTPUT,
             vocab,
             val_ids,
-            config_path=config if config.exists() else None,
+            config_path=config if config.exists() or config.is_symlink() else None,
             dialect=params.dialect,
         )
     except DoesNotFitCorpus as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,10 @@ CURVE = "metrics/curves.tsv"
 
 
 def main(params: Params) -> None:
-    if params.launch != "python" and "TORCHELASTIC_RUN_ID" not in os.environ:  # become torchrun, which starts us again
-        options = params.launch.split()[1:]
-        os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *options, "-m", "stages.train"])
+    if params.launch != "python" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        from chargpt.device import launch
+
+        return launch(params.launch.split()[1:], "stages.train")
     from chargpt.stops import Stops
 
     stops = Stops()

@@ -225,7 +225,9 @@ def test_migrate_sets_params_yaml(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     os.mkfifo(tmp_path / "pipe.yaml")
-    for name in ("loop.yaml", "pipe.yaml"):
+    (tmp_path / "tab.yaml").write_text(kept.replace("batch_size: 32", "batch_size: 32\t"))
+    load_params(tmp_path / "tab.yaml")  # which DVC's parser takes, and the one that keeps comments does not
+    for name in ("loop.yaml", "pipe.yaml", "tab.yaml"):
         done = chargpt(*command, name, cwd=tmp_path, timeout=60)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
         assert not (tmp_path / "model.safetensors").exists()

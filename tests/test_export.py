@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,12 +65,56 @@ def test_model_card(tmp_path: Path) -> None:
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n")
     for words in (
-        "| `lr` | 0.02 |",
-        "| `val_loss` | 1.25 |",
-        "| `n_embd` | 8 |",
+        "| `lr` | `0.02` |",
+        "| `val_loss` | `1.25` |",
+        "| `n_embd` | `8` |",
         "may be 8 characters long",
         "\U0001f600",
     ):
         assert words in card
     snippet = card.split("```python\n")[1].split("```")[0].replace("PATH OF THIS DIRECTORY", str(tmp_path / "hf"))
     assert subprocess.run([sys.executable, "-W", "error", "-c", snippet], capture_output=True).returncode == 0
+
+
+def test_a_model_card_of_strangers_words(tmp_path: Path) -> None:
+    """What a model file says of itself ends no code, cell or line of the card."""
+    odd = "`<img src=x>` | \n[a](javascript:b) \x9b31m\u202e\u2028\x7f"
+    vocab = Vocab(sorted(set("\n`\x7f\x9b\u2028\u202eab|<")))
+    export(random_model(GPTConfig(10, 8, 1, 2, 8)), vocab, tmp_path / "hf", {odd: odd})
+    card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
+    assert all(c.isprintable() or c == "\n" for c in card)
+    row = next(line for line in card.splitlines() if "javascript" in line)
+    assert (row.count("|"), row.count("`")) == (3, 4)
+    assert card.count("```") == 4
+
+
+def test_a_new_export_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also into an empty directory, and through a link to one."""
+    model = random_model(GPTConfig(10, 8, 1, 2, 8))
+    for output in (tmp_path / "new", tmp_path / "empty", tmp_path / "link"):
+        if output.name == "empty":
+            output.mkdir()
+        if output.name == "link":
+            (tmp_path / "target").mkdir()
+            output.symlink_to("target")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                export(model, VOCAB, output)
+        assert not output.exists() or not list(output.iterdir())
+        export(model, VOCAB, output)
+        assert len(list(output.iterdir())) == 5
+    assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".chargpt*"))
+
+
+def test_weights_too_large_for_the_layout(tmp_path: Path) -> None:
+    model = random_model(GPTConfig(10, 8, 1, 2, 16, attention_scale="head"))
+    model.h[0].attn.c_attn.weight.data.fill_(3e38)
+    model.h[0].ln_1.weight.data.fill_(3e38)
+    model.lm_head.weight.data.fill_(0)  # its bias needs a wider layout
+    model.ln_f.weight.data.fill_(3.4e38)
+    model.wte.weight.data[0] = 3.4e38
+    model.wte.weight.data[0, 0] = -3.4e38
+    with pytest.raises(ChargptError, match=r"hf: not written: in GPT-2's layout transformer.* holds nan or infinite"):
+        export(model, VOCAB, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

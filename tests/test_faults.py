@@ -151,7 +151,7 @@ def test_metrics_that_are_none(project: Project) -> None:
     metrics.write_text('{"a": 10, "b": 1' + "0" * 400 + ', "c": NaN, "d": true}')
     assert faults.run_stage(folder, "export", environment).returncode == 0
     card = (folder / "artifacts/hf/README.md").read_text()
-    assert "| `a` | 10 |" in card and not any(f"| `{name}` |" in card for name in "bcd")
+    assert "| `a` | `10` |" in card and not any(f"| `{name}` |" in card for name in "bcd")
     metrics.write_bytes(before)
     faults.set_back(folder, "export")
     faults.repro(folder, environment)

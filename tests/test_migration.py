@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from chargpt import legacy
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
@@ -186,6 +187,26 @@ def test_all_problems_in_one_report(tmp_path: Path) -> None:
     with pytest.raises(ChargptError, match=r"and 10005 more problems") as error:
         read_legacy(folder)
     assert len(str(error.value).splitlines()) == 22
+
+
+def test_a_directory_of_countless_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(legacy_model("relu-head"), tmp_path / "w")
+    monkeypatch.setattr(legacy, "MAX_FILES", len(list(folder.iterdir())))
+    read_legacy(folder)
+    (folder / "one_more.txt").touch()
+    with pytest.raises(ChargptError, match=r"w: more than .* files; no legacy model has so many parameters"):
+        read_legacy(folder)
+
+
+def test_what_hides_behind_megabytes_of_blanks(tmp_path: Path) -> None:
+    vectors = np.zeros((65, 2000), np.float32)  # large enough for megabytes of white space
+    write_legacy(tmp_path, {"lm_head.weight": vectors})
+    path = tmp_path / "lm_head.weight.txt"
+    path.write_bytes(path.read_bytes() + b" " * 5_000_000 + b"rubbish\n")
+    with pytest.raises(
+        ChargptError, match=r"lm_head\.weight\.txt: a line of more than 2097152 bytes is not one number"
+    ):
+        legacy._read_values(path, vectors.shape, [])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

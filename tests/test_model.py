@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
-from chargpt.evaluation import evaluate, metrics
+from chargpt.evaluation import character_losses, evaluate, metrics
 from chargpt.model import GPT, GPTConfig, KVCache, plain_attention
 from tests.conftest import random_model
 
@@ -63,6 +63,12 @@ def test_uniform_logits_score_ln_vocab_size() -> None:
     torch.nn.init.zeros_(model.lm_head.weight)
     ids = np.random.default_rng(0).integers(0, 65, 1000).astype(np.uint8)
     assert evaluate(model, ids) == pytest.approx(math.log(65), abs=1e-6)
+
+
+def test_a_large_vocabulary_is_evaluated_in_small_passes() -> None:
+    model = GPT(GPTConfig(300_000, 8, 1, 1, 2)).eval()
+    sizes = [targets.shape for targets, _ in character_losses(model, np.arange(100, dtype=np.uint32))]
+    assert sizes == [(1, 8)] * 12 + [(1, 3)]
 
 
 @pytest.mark.parametrize("n", [2, 8, 9, 10, 100])

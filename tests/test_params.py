@@ -177,6 +177,8 @@ def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
         "torchrun --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint 192.0.2.1:29400",
         "torchrun --nproc-per-node 2 --master-addr 192.0.2.1",
         "torchrun --nproc-per-node $(id)",
+        "torchrun --nproc-per-node 0",
+        "torchrun --nproc-per-node 100",
         "python\n",
     ],
 )

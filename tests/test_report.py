@@ -116,9 +116,11 @@ def test_a_damaged_curve_is_named(tmp_path: Path) -> None:
     curve = tmp_path / "curves.tsv"
     with pytest.raises(ChargptError, match="no such file"):
         read_curve(curve)
-    curve.write_text("step\tlr\n1\t2\n")
-    with pytest.raises(ChargptError, match="not a training curve"):
-        read_curve(curve)
+    head = "step\ttrain_loss\tval_loss\tlr\n"
+    for wrong in ("step\tlr\n1\t2\n", head + "0\tnan\t1\t1\n", head + "0\t1\t1e308\t1\n", head + "1" * 200_000):
+        curve.write_text(wrong)
+        with pytest.raises(ChargptError, match="not a training curve"):
+            read_curve(curve)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ import psutil
 import pytest
 import torch
 
-from chargpt.resume import State
+from chargpt.resume import State, code_files
 from tests.conftest import IDENTITY, Run, write_params
+from tests.pipeline import ROOT
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
@@ -330,6 +331,13 @@ def test_the_state_of_another_run_is_ignored(
         shutil.copyfile(one.path, other.path)
         assert other.load() is None
     assert "is damaged; ignored, training starts again" in capsys.readouterr().err
+
+
+def test_the_code_is_known_wherever_python_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the project lies below Python's own directory, as in a container's /usr/src."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "prefix", str(ROOT.parent))
+    assert {Path("chargpt/resume.py"), Path("chargpt/errors.py")} <= set(code_files())
 
 
 def test_trainings_share_the_cores() -> None:
