@@ -70,7 +70,10 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
     _raise(folder, problems)
     legacy = {}
     for name, shape in expected.items():
-        legacy[name] = _read_values(files[name], shape, problems)
+        try:
+            legacy[name] = _read_values(files[name], shape, problems)
+        except ChargptError as error:
+            problems.append(str(error))
     _raise(folder, problems)
     return LegacyWeights(sizes, _rename(legacy, sizes))
 
@@ -259,12 +262,6 @@ def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
     return f"{path}: not the numbers of a legacy parameter"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A legacy config.json, its values unchecked. Raises ChargptError if it is none, or a link."""
-    refuse_link(path)
-    return read_json(path)
-
-
 def refuse_link(path: Path) -> None:
     """Raise ChargptError for a link, which points to whatever the stranger chose who made the directory."""
     if path.is_symlink():
@@ -273,7 +270,8 @@ def refuse_link(path: Path) -> None:
 
 def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
-    config = read_config(path)
+    refuse_link(path)
+    config = read_json(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if key in config and config[key] != sizes[key]:
             problems.append(f"{path}: {key} is {shown(config[key], 40)}, but the weights have {sizes[key]}")

@@ -20,7 +20,8 @@ from chargpt.checkpoint import load_model, save_model
 from chargpt.data import Ids
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.legacy import LegacyWeights, read_config, read_legacy
+from chargpt.files import read_json
+from chargpt.legacy import LegacyWeights, read_legacy, refuse_link
 from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
 from chargpt.params import check_value
 from chargpt.vocab import Vocab
@@ -157,7 +158,8 @@ def legacy_settings(path: Path) -> dict[str, Any]:
 
     Raises ChargptError if a value is none that params.yaml allows.
     """
-    config = read_config(path)
+    refuse_link(path)
+    config = read_json(path)
     lines: dict[str, Any] = {
         name: config[name] for name in ("batch_size", "max_iters", "eval_interval", "device") if name in config
     }

@@ -129,8 +129,9 @@ class State:
             for half_written in self.folder.glob(".*.tmp"):  # by a process that was killed while it saved
                 half_written.unlink()
             for other in self.folder.parent.iterdir():
-                if other != self.folder and other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S:
-                    shutil.rmtree(other, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another run may just have removed its own
+                    if other != self.folder and other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S:
+                        shutil.rmtree(other, ignore_errors=True)
             yield self
         finally:
             lock.close()
@@ -141,16 +142,17 @@ class State:
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         """Write the state; whether it could. A full disk costs this save, not the run nor the state before it."""
-        self._next_save = time.monotonic() + self.save_every_s
         held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         about = {"facts": facts, "run": self.folder.name}
         about["sha256"] = tensor_hash(held, about)
         try:
             write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
+            saved = True
         except OSError as error:
             print(f"train: state not saved ({error.strerror}); the one before it is kept", file=sys.stderr)
-            return False
-        return True
+            saved = False
+        self._next_save = time.monotonic() + self.save_every_s  # from here: a slow disk must not make it due at once
+        return saved
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The saved tensors and facts, or None. A damaged file is reported and ignored."""
