@@ -11,6 +11,7 @@ again, its sha256 made to fit.
 from __future__ import annotations
 
 import argparse
+import codecs
 import ctypes
 import hashlib
 import json
@@ -113,6 +114,8 @@ def _watching(folder: Path) -> Iterator[None]:
 
 def prepare() -> None:
     """Before the first `check` of a process: watch, limit memory, and load what readers load at their first use."""
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):  # which json tries on bytes
+        codecs.lookup(encoding)
     sys.addaudithook(_audit)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

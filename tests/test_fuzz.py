@@ -177,6 +177,10 @@ MODELS = {
     "header-2^64-1": (lambda: struct.pack("<Q", 2**64 - 1) + VALID[8:], NOT_SAFETENSORS),
     "header-past-the-end": (lambda: struct.pack("<Q", len(VALID)) + VALID[8:], NOT_SAFETENSORS),
     "header-cut": (lambda: struct.pack("<Q", 100) + VALID[8:], NOT_SAFETENSORS),
+    "header-utf-32": (
+        lambda: struct.pack("<Q", 4 * 40) + json.dumps({"a": 1}).ljust(40).encode("utf-32-be") + bytes(8),
+        NOT_SAFETENSORS,
+    ),
     "header-of-nothing": (lambda: struct.pack("<Q", 0) + VALID[8:], NOT_SAFETENSORS),
     "header-not-aligned": (
         lambda: join_model(json.dumps(split_model(VALID)[0]) + " ", split_model(VALID)[2], False),
