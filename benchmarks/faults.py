@@ -71,7 +71,7 @@ class Project:
         now = faults.snapshot(self.folder)
         wrong += [f"{name} has other bytes after dvc repro" for name in self.whole if now.get(name) != self.whole[name]]
         for left in faults.leftovers(self.folder):
-            shutil.rmtree(left) if Path(left).is_dir() else Path(left).unlink()
+            shutil.rmtree(left) if Path(left).is_dir() else Path(left).unlink(missing_ok=True)
         return wrong
 
     def close(self) -> None:

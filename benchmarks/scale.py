@@ -28,7 +28,14 @@ FEW_STEPS = {"max_iters": 20, "eval_interval": 20, "warmup_iters": 5}
 
 
 def write_text(path: Path, size: int) -> None:
-    """Random characters, frequent ones first, as many as `size`."""
+    """Random characters, frequent ones first, as many as `size`; in a process of its own.
+
+    What this one takes would count as its children's: a process starts with the peak of the one it is forked from.
+    """
+    subprocess.run([sys.executable, __file__, "--write-text", path, str(size)], check=True)
+
+
+def write_characters(path: Path, size: int) -> None:
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         while size:
@@ -74,8 +81,12 @@ def save_large_model(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory at the ends of the range.")
     parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--save-large-model", type=Path)
+    parser.add_argument("--save-large-model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write-text", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write_text:
+        write_characters(Path(arguments.write_text[0]), int(arguments.write_text[1]))
+        return
     if arguments.save_large_model:
         save_large_model(arguments.save_large_model)
         return
