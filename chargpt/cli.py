@@ -204,9 +204,9 @@ def check() -> None:
     """Look for what would go wrong later: parameters, environment, git; and say what to run next."""
     from chargpt import project
 
-    found = list(project.problems())
+    found = [line.removeprefix("error: ") for problem in project.problems() for line in problem.split("\n")]
     for problem in found:
-        print(f"problem: {shown(problem, len(problem))}", file=sys.stderr)
+        print(f"problem: {problem}", file=sys.stderr)
     if found:
         raise ChargptError(f"{len(found)} to mend, then check again")
     changed = project.changed_stages()

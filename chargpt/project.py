@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 from ruamel.yaml import YAML
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, shown
 from chargpt.files import numbers, read_json
 from chargpt.git import ARTIFACT, METRICS, git, remedy, untracked_code
 from chargpt.params import load_params
@@ -75,7 +75,7 @@ def _git_problems() -> Iterator[str]:
             )
         if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
             yield "a shallow clone: comparing with older versions fails; type: git fetch --unshallow --tags"
-        if names := untracked_code():
+        if names := [shown(name) for name in untracked_code()]:
             yield f"{', '.join(names)}: not known to git, so experiments in copies lack it; {remedy(names)}"
 
 
