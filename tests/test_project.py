@@ -99,6 +99,22 @@ def test_check_names_every_problem(
     run("git", "reset", "-q", "--hard", "HEAD~1")
 
 
+def test_check_tells_each_problem_on_a_line_of_its_own(repo: Path, run: Run, reproduced: None) -> None:
+    """Several of params.yaml, and none more for a file whose name holds a line break."""
+    params = repo / "params.yaml"
+    params.write_text(params.read_text().replace("lr: 0.02", "lr: high").replace("seed: ", "sede: "))
+    odd = repo / "chargpt/a\x1b[31m\nproblem: b.py"
+    odd.touch()
+    said = error(run("chargpt", "check", check=False)).splitlines()
+    odd.unlink()
+    undo(run)
+    assert [line.split(": ")[0] for line in said] == ["problem"] * 4 + ["error"]
+    assert said[0].startswith("problem: params.yaml: key seed is missing")
+    assert said[2] == "problem: params.yaml: unknown key sede: did you mean seed?"
+    assert r"chargpt/a\x1b[31m\nproblem: b.py: not known to git" in said[3]
+    assert said[4] == "error: 4 to mend, then check again"
+
+
 def test_an_experiment_that_would_lack_code_is_refused(repo: Path, run: Run, reproduced: None) -> None:
     (repo / "chargpt/later.py").write_text("")
     for how in (["--temp"], []):
