@@ -6,13 +6,19 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
 from chargpt import __version__
 from chargpt.errors import ChargptError, one_line_errors, shown, silence_stdout
+
+if TYPE_CHECKING:
+    import torch
+
+    from chargpt.model import GPT
+    from chargpt.vocab import Vocab
 
 MODEL = Path("artifacts/model.safetensors")
 
@@ -46,6 +52,15 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _load(model: Path, device: torch.device | str = "cpu") -> tuple[GPT, Vocab]:
+    """`load_model`, which says what makes the pipeline's own model where there is none yet."""
+    from chargpt.checkpoint import load_model
+
+    if model == MODEL and not model.exists():
+        raise ChargptError(f"{model}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    return load_model(model, device)
+
+
 @app.callback()
 def _main(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
@@ -74,7 +89,6 @@ def generate(
     """Continue a prompt; the text goes to standard output as it is made."""
     import torch
 
-    from chargpt.checkpoint import load_model
     from chargpt.device import pick_device
     from chargpt.files import atomic_write
     from chargpt.sampling import stream
@@ -90,7 +104,7 @@ def generate(
     prompt = "\n" if prompt is None else prompt
     if seed is not None and not 0 <= seed < 2**63:
         raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
-    gpt, vocab = load_model(model, pick_device(device))
+    gpt, vocab = _load(model, pick_device(device))
     idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
@@ -168,9 +182,9 @@ def export(
     output: Annotated[Path, typer.Option(help="Directory to write, or file if it ends in .onnx.")] = Path("hf"),
 ) -> None:
     """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
-    from chargpt.checkpoint import load_model, read_metadata
+    from chargpt.checkpoint import read_metadata
 
-    gpt, vocab = load_model(model)
+    gpt, vocab = _load(model)
     if output.suffix.lower() == ".onnx":
         from chargpt.decoder import save_onnx
 
@@ -186,9 +200,9 @@ def export(
 @app.command()
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
-    from chargpt.checkpoint import load_model, read_metadata
+    from chargpt.checkpoint import read_metadata
 
-    gpt, vocab = load_model(model)
+    gpt, vocab = _load(model)
     metadata = read_metadata(model)
     count = sum(p.numel() for p in gpt.parameters())
     facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}

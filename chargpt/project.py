@@ -20,6 +20,8 @@ from chargpt.files import numbers, read_json
 from chargpt.git import ARTIFACT, METRICS, git, remedy, untracked_code
 from chargpt.params import load_params
 
+DOWNLOADED = Path("data/input.txt")  # by the pipeline's first stage
+
 
 def problems() -> Iterator[str]:
     """What would go wrong later, one line each with what to type. Loads torch only if `device` names a GPU."""
@@ -28,6 +30,10 @@ def problems() -> Iterator[str]:
     except ChargptError as error:
         yield str(error)
     else:
+        if Path(params.corpus) != DOWNLOADED and not Path(params.corpus).is_file():
+            yield f"params.yaml: corpus is {params.corpus!r}, and there is no such file"
+        if not Path(params.legacy_dir).is_dir():
+            yield f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory"
         if params.device not in ("auto", "cpu"):
             from chargpt.device import pick_device
 
@@ -148,7 +154,9 @@ def release(version: str, name: str = ARTIFACT, message: str | None = None) -> s
         raise ChargptError(f"uncommitted changes in {names}; commit them, so that the version names what you have")
     done = _dvc("repro", "--dry", "--allow-missing")
     if done.returncode or "Running stage" in done.stdout:
-        raise ChargptError("dvc.lock is out of step with the code or params.yaml; type: dvc repro, and commit dvc.lock")
+        raise ChargptError(
+            "dvc.lock is out of step with the code, params.yaml or the outputs here; type: dvc repro, and commit it"
+        )
     done = _dvc("status", "--cloud", "--json")
     if done.returncode:
         raise ChargptError(f"the remote cannot be asked: {done.stderr.strip().splitlines()[-1]}")

@@ -57,6 +57,16 @@ def test_generate_refuses_in_one_line(folder: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["generate", "inspect", "export"])
+def test_without_a_model_it_says_what_makes_one(tmp_path: Path, command: str) -> None:
+    done = chargpt(command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: artifacts/model.safetensors: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
     command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "1000000"]

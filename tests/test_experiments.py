@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 from chargpt.checkpoint import read_metadata
 from chargpt.params import load_params
 from tests.conftest import Run, undo
+from tests.test_readme import blocks
 
 SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 In = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,8 +81,8 @@ def test_a_queue_of_four_on_two_workers(
         seen.add((about["params"]["lr"], about["params"]["n_layer"]))
         undo(run)
     assert seen == {(0.001, 2), (0.001, 4), (0.003, 2), (0.003, 4)}
-    columns = ["--only-changed", "--hide-workspace", "--drop", "Created|State|Executor|bits|perp|.*/"]
-    table = run("dvc", "exp", "show", "--no-pager", *columns).stdout
+    (show,) = [line for line in blocks("Experiments")[0].splitlines() if line.startswith("dvc exp show")]
+    table = run(*shlex.split(show), "--no-pager").stdout
     assert max(map(len, table.splitlines())) <= 80
     for word in (*names, "val_loss", "n_layer", "lr"):
         assert word in table
@@ -135,3 +137,18 @@ def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run, repro
     assert ran(run("dvc", "repro")) == []
     assert (repo / "artifacts/model.safetensors").read_bytes() == model
     assert run("git", "status", "--porcelain").stdout == ""
+
+
+def test_going_back_from_a_failed_experiment(repo: Path, run: Run, reproduced: None) -> None:
+    """With the README's command: the text's name is as long as the wrong one, which git alone does not notice."""
+    (back,) = [block for block in blocks("Experiments") if "git checkout" in block]
+    text, curve = (repo / "params.yaml").read_text(), (repo / "metrics/curves.tsv").read_bytes()
+    done = run("dvc", "exp", "run", "-S", "corpus=data/nope.txt", check=False)
+    assert done.returncode and "corpus is 'data/nope.txt', and there is no such file" in done.stderr
+    assert (repo / "params.yaml").read_text() != text
+    (repo / "metrics/curves.tsv").write_text("step\n")  # as an interrupted training leaves it
+    run("bash", "-ec", back)
+    assert (repo / "params.yaml").read_text() == text
+    assert (repo / "metrics/curves.tsv").read_bytes() == curve
+    assert run("git", "status", "--porcelain").stdout == ""
+    assert ran(run("dvc", "repro")) == []

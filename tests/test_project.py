@@ -88,6 +88,11 @@ def test_check_names_every_problem(
     params.write_text(params.read_text().replace("device: cpu", "device: cuda:7"))
     assert "device cuda:7 is not available here" in check()
     undo(run)
+    params.write_text(params.read_text().replace("data/mine.txt", "data/nope.txt").replace("data/legacy", "data/old"))
+    said = check()
+    assert "corpus is 'data/nope.txt', and there is no such file" in said
+    assert "legacy_dir is 'data/old', and there is no such directory" in said
+    undo(run)
     shallow = tmp_path / "shallow"
     run("git", "commit", "-q", "--allow-empty", "-m", "more")
     run("git", "clone", "-q", "--depth", "1", f"file://{repo}", str(shallow))
@@ -189,6 +194,9 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run, reprodu
     run("git", "commit", "-q", "-a", "-m", "edited without a run")
     assert "dvc.lock is out of step" in refused("v1.0.0")
     run("git", "reset", "-q", "--hard", "HEAD~1")
+    undo(run)
+    (repo / "artifacts/sample.txt").write_text("edited")
+    assert "out of step with the code, params.yaml or the outputs here" in refused("v1.0.0")
     undo(run)
     store = repo / ".dvc/config"
     text = store.read_text()
