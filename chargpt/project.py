@@ -15,12 +15,11 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 from ruamel.yaml import YAML
 
+from chargpt.download import is_downloaded
 from chargpt.errors import ChargptError, shown
 from chargpt.files import numbers, read_json
 from chargpt.git import ARTIFACT, METRICS, git, remedy, untracked_code
 from chargpt.params import load_params
-
-DOWNLOADED = Path("data/input.txt")  # by the pipeline's first stage
 
 
 def problems() -> Iterator[str]:
@@ -30,8 +29,10 @@ def problems() -> Iterator[str]:
     except ChargptError as error:
         yield str(error)
     else:
-        if Path(params.corpus) != DOWNLOADED and not Path(params.corpus).is_file():
-            yield f"params.yaml: corpus is {params.corpus!r}, and there is no such file"
+        try:
+            is_downloaded(params.corpus)
+        except ChargptError as error:
+            yield str(error)
         if not Path(params.legacy_dir).is_dir():
             yield f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory"
         if params.device not in ("auto", "cpu"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,3 +140,10 @@ def undo(run: Run) -> None:
     """Back to the committed run, as a user would go back."""
     run("git", "reset", "-q", "--hard")
     run("dvc", "checkout", "-q", "--force")
+
+
+def blocks(heading: str, language: str = "bash") -> list[str]:
+    """The code blocks of a section of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)

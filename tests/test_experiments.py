@@ -13,8 +13,7 @@ import pytest
 
 from chargpt.checkpoint import read_metadata
 from chargpt.params import load_params
-from tests.conftest import Run, undo
-from tests.test_readme import blocks
+from tests.conftest import Run, blocks, undo
 
 SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 In = Callable[..., subprocess.CompletedProcess[str]]

@@ -93,6 +93,9 @@ def test_check_names_every_problem(
     assert "corpus is 'data/nope.txt', and there is no such file" in said
     assert "legacy_dir is 'data/old', and there is no such directory" in said
     undo(run)
+    params.write_text(params.read_text().replace("data/mine.txt", f"{repo}/data/../data/input.txt"))
+    assert "no such file" not in check(GIT_AUTHOR_NAME=None)  # that one will be downloaded
+    undo(run)
     shallow = tmp_path / "shallow"
     run("git", "commit", "-q", "--allow-empty", "-m", "more")
     run("git", "clone", "-q", "--depth", "1", f"file://{repo}", str(shallow))

@@ -10,18 +10,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import Run
-from tests.pipeline import ROOT
+from tests.conftest import Run, blocks
 
 SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 Shell = Callable[[str, Path], str]
-
-
-def blocks(heading: str, language: str = "bash") -> list[str]:
-    """The code blocks of a section of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
