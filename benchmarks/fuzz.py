@@ -33,11 +33,12 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path) -> None:
 
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["chargpt", "ruamel.yaml", "json"]):
+        import chargpt.app.params_edit
+        import chargpt.app.params_file
         import chargpt.checkpoint
         import chargpt.data
         import chargpt.files
-        import chargpt.legacy
-        import chargpt.migration
+        import chargpt.legacy.migration
         import chargpt.params
         import chargpt.vocab  # noqa: F401
     from tests import fuzzing

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from chargpt.export import export
+from chargpt.export.huggingface import export
 from chargpt.model import GPT, GPTConfig
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab

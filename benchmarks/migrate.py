@@ -29,10 +29,11 @@ def make(folder: Path) -> None:
     """A legacy directory of random weights, and a text with as many different characters."""
     import numpy as np
 
-    from chargpt.legacy import _expected_shapes, write_legacy
+    from chargpt.legacy.directory import expected_shapes
+    from tests.legacy_reference import write_legacy
 
     rng = np.random.default_rng(0)
-    shapes = _expected_shapes(SIZES)
+    shapes = expected_shapes(SIZES)
     write_legacy(folder / "weights", {name: rng.normal(0, 0.02, s).astype(np.float32) for name, s in shapes.items()})
     characters = [chr(200 + i) for i in range(SIZES["vocab_size"] - len(set(TEXT)))]
     (folder / "text.txt").write_text("".join(characters) + TEXT)
@@ -50,8 +51,8 @@ def parse(folder: Path) -> None:
 
 def migrate(folder: Path, dialect: str = "gelu-head") -> None:
     """What `chargpt migrate --dialect gelu-head` does."""
-    from chargpt import migration
     from chargpt.data import read_tokens, scan_text, write_tokens
+    from chargpt.legacy import migration
 
     vocab, length = scan_text(folder / "text.txt")
     write_tokens(folder / "tokens", folder / "text.txt", vocab, length, 0.1)
@@ -61,7 +62,7 @@ def migrate(folder: Path, dialect: str = "gelu-head") -> None:
 
 def migrate_auto(folder: Path) -> None:
     """What `chargpt migrate` does."""
-    from chargpt import migration
+    from chargpt.legacy import migration
 
     # random weights have no right dialect: all four are scored as ever, then any is taken
     migration.choose_dialect = lambda *_: "gelu-head"
@@ -82,8 +83,9 @@ def load_text(folder: Path) -> None:
     """Text to a model by a reader like the legacy one: a Python float per line."""
     import torch
 
-    from chargpt.legacy import SHAPE, LegacyWeights, _rename
-    from chargpt.migration import build_model
+    from chargpt.legacy.dialect import build_model
+    from chargpt.legacy.directory import LegacyWeights, rename
+    from chargpt.legacy.values import SHAPE
 
     tensors = {}
     for path in (folder / "weights").iterdir():
@@ -92,7 +94,7 @@ def load_text(folder: Path) -> None:
             assert shape
             values = torch.tensor([float(line) for line in file if line.strip()])
             tensors[path.stem] = values.view([int(size) for size in shape.groups() if size]).numpy()
-    build_model(LegacyWeights(SIZES, _rename(tensors, SIZES)), "gelu-head")
+    build_model(LegacyWeights(SIZES, rename(tensors, SIZES)), "gelu-head")
 
 
 def load_file(folder: Path) -> None:
@@ -117,9 +119,6 @@ def measure(way: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         import torch
-
-        import chargpt.checkpoint
-        import chargpt.migration  # noqa: F401
 
         torch.zeros(64, 64) @ torch.zeros(64, 64)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -93,21 +93,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print("| | seconds | peak MB |\n| --- | --- | --- |")
-        measure("imports alone", folder, "-c", "import torch, chargpt.training, chargpt.sampling")
+        measure("imports alone", folder, "-c", "import torch, chargpt.training.loop, chargpt.sampling")
         size = int(arguments.gigabytes * 1e9)
         write_text(folder / "text.txt", size)
         about = f"{arguments.gigabytes:g} GB of text"
         write_params(folder, val_fraction=1e5 / size, **FEW_STEPS)
-        measure(f"prepare {about}", folder, "-m", "stages.prepare")
-        measure(f"train on {about}, 20 steps and 2 evaluations of 100,000 characters", folder, "-m", "stages.train")
-        measure("evaluate 100,000 characters, with the report", folder, "-m", "stages.evaluate")
+        measure(f"prepare {about}", folder, "-m", "stages", "prepare")
+        measure(f"train on {about}, 20 steps and 2 evaluations of 100,000 characters", folder, "-m", "stages", "train")
+        measure("evaluate 100,000 characters, with the report", folder, "-m", "stages", "evaluate")
         write_text(folder / "text.txt", 1_000_000)
         write_params(folder, block_size=4096, batch_size=4, **FEW_STEPS)
-        measure("prepare 1 MB", folder, "-m", "stages.prepare")
+        measure("prepare 1 MB", folder, "-m", "stages", "prepare")
         for dtype in ("auto", "float32"):
             write_params(folder, block_size=4096, batch_size=4, dtype=dtype, **FEW_STEPS)
-            measure(f"train with a context of 4,096, {dtype}, 20 steps of 4 windows", folder, "-m", "stages.train")
-        measure("evaluate 100,000 characters with a context of 4,096", folder, "-m", "stages.evaluate")
+            measure(f"train with a context of 4,096, {dtype}, 20 steps of 4 windows", folder, "-m", "stages", "train")
+        measure("evaluate 100,000 characters with a context of 4,096", folder, "-m", "stages", "evaluate")
         cli = ("-m", "chargpt")
         generate = (*cli, "generate", "--prompt", "A", "--seed", "0", "--output", "out.txt", "--model")
         model = "artifacts/model.safetensors"

@@ -154,11 +154,13 @@ def run_baseline(started: float, steps: int, measure: bool) -> dict[str, Any]:
 
 def run_chargpt(started: float, changes: dict[str, Any], evaluated: int | None = None) -> dict[str, Any]:
     """The library's own training with params.yaml and some changes; `evaluated` shortens the validation split."""
-    from chargpt.params import load_params
+    from chargpt.app.params_file import load_params
 
     params = load_params().model_copy(update=changes)
     from chargpt.data import read_tokens
-    from chargpt.training import Row, new_model, train
+    from chargpt.training.curve import Row
+    from chargpt.training.loop import train
+    from chargpt.training.start import new_model
     from chargpt.vocab import Vocab
 
     vocab = Vocab.load("artifacts/vocab.json")

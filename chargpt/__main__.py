@@ -1,16 +1,17 @@
-"""`chargpt` and `python -m chargpt`: from the first import on, what ends it early is told in one line."""
+"""The `chargpt` command and `python -m chargpt`: reports expected failures in one line, from the first import on."""
 
 import io
 import sys
 
-from chargpt.errors import one_line_errors
+from chargpt.app.one_line import one_line_errors
 
 
 def main() -> None:
+    """Run the command that the arguments name."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may be what the terminal cannot show
     with one_line_errors():
-        from chargpt.cli import app
+        from chargpt.app.cli import app
 
         app()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chargpt.errors import ChargptError
-from chargpt.files import read_arrays, write_arrays
+from chargpt.tensors import read_arrays, write_arrays
 from chargpt.vocab import Vocab, code_points
 
 CHUNK_BYTES = 1 << 18  # fits the processor's cache, where the table look-up is fastest

@@ -1,33 +1,24 @@
 """Reading characters and predicting the next one, as fast as the machine can: ONNX Runtime on a CPU.
 
 At this size torch spends most of a character's time on starting operations, not on arithmetic. ONNX Runtime runs the
-same step three times as fast; the graph is written from the model's weights in milliseconds. Elsewhere (a GPU) the
-model itself runs, with its key/value cache. `chargpt.model` stays the definition: tests hold both to it.
+same step three times as fast; `graph.py` makes its graph from the model's weights in milliseconds. Elsewhere (a GPU)
+the model itself runs, with its key/value cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from chargpt.errors import ChargptError
-from chargpt.files import atomic_write
+from chargpt.graph import fits, onnx_model, padded_head_size
 from chargpt.model import GPT, KVCache
-from chargpt.vocab import Vocab
 
 IDS = NDArray[np.int64]
-PARAMETERS_PER_THREAD = 400_000  # that a character must be multiplied with for another thread to pay
-CONTRIB = "com.microsoft"  # ONNX Runtime's own operators: attention with a cache, sum and norm in one
-LARGEST_GRAPH = 1_900_000_000  # bytes; an ONNX file with its weights inside ends at 2 GiB
-OPSET, CONTRIB_OPSET, IR_VERSION = 20, 1, 9  # the oldest that have Gelu
+PARAMETERS_PER_THREAD = 400_000  # work per character that justifies another thread
 
 
 class Decoder(Protocol):
@@ -46,8 +37,7 @@ class Decoder(Protocol):
 
 def make_decoder(model: GPT, batch_size: int) -> Decoder:
     """The fastest decoder for where the model is and how large."""
-    fits = 4 * sum(p.numel() for p in model.parameters()) < LARGEST_GRAPH
-    onnx_runs = fits and model.wte.weight.device.type == "cpu"
+    onnx_runs = fits(model) and model.wte.weight.device.type == "cpu"
     return OnnxDecoder(model, batch_size) if onnx_runs else TorchDecoder(model, batch_size)
 
 
@@ -89,7 +79,7 @@ class OnnxDecoder:
         )
         # Everything is bound to memory once; a cache is read and extended in place.
         self.binding = self.session.io_binding()
-        shape = (batch_size, c.n_head, c.block_size, _head_size(model))
+        shape = (batch_size, c.n_head, c.block_size, padded_head_size(model))
         self.caches = {
             f"{kind}_{i}": np.zeros(shape, np.float32) for i in range(c.n_layer) for kind in ("key", "value")
         }
@@ -136,110 +126,3 @@ class OnnxDecoder:
     def _bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
         bind = self.binding.bind_output if output else self.binding.bind_input
         bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def save_onnx(model: GPT, vocab: Vocab, path: str | Path) -> None:
-    """Write the model as one .onnx file for ONNX Runtime, its characters in the metadata as `vocab`.
-
-    Inputs: idx (B, S) int64; positions (S,) int64, where they stand; last_position (B,) int32, the largest of them;
-    length (1,) int32, the same plus 1; past_key_I and past_value_I (B, n_head, block_size, head size) float32.
-    Outputs: logits (B, S, vocab_size), present_key_I, present_value_I. S above 1 only at position 0.
-    Raises ChargptError if the weights do not fit into one file.
-    """
-    size = 4 * sum(p.numel() for p in model.parameters())
-    if size >= LARGEST_GRAPH:
-        raise ChargptError(
-            f"{path}: {size:,} bytes of weights; one .onnx file holds 2 GiB: export to a directory instead"
-        )
-    graph = onnx_model(model)
-    helper.set_model_props(graph, {"vocab": "".join(vocab.itos), "block_size": str(model.config.block_size)})
-    with atomic_write(path) as file:
-        file.write(graph.SerializeToString(deterministic=True))
-
-
-def onnx_model(model: GPT) -> onnx.ModelProto:
-    """The model as an ONNX graph: what GPT.forward does with a cache, node by node."""
-    c = model.config
-    weights = {name: t.detach().cpu().float().numpy() for name, t in model.state_dict().items()}
-    nodes: list[onnx.NodeProto] = []
-    used: dict[str, NDArray[np.float32]] = {}
-
-    def weight(name: str, array: NDArray[np.float32]) -> str:
-        used[name] = array
-        return name
-
-    def node(kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
-        """Adds a node, with `outputs` beside its first, which is returned."""
-        first = f"{kind}_{len(nodes)}"
-        nodes.append(helper.make_node(kind, inputs, [first, *outputs], **attributes))
-        return first
-
-    def embedding(name: str, ids: str) -> str:
-        return node("Gather", weight(name, weights[f"{name}.weight"]), ids)
-
-    def parts(name: str) -> list[str]:
-        return [weight(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
-
-    def matmul(name: str, x: str) -> str:
-        return node("MatMul", x, weight(f"{name}.weight", weights[f"{name}.weight"].T))
-
-    def linear(name: str, x: str) -> str:
-        return node("Add", matmul(name, x), weight(f"{name}.bias", weights[f"{name}.bias"]))
-
-    def add_and_norm(x: str, projection: str, y: str, norm: str) -> tuple[str, str]:
-        """x + projection(y), and its LayerNorm; one node for the bias, the sum and the norm."""
-        total = f"sum_{len(nodes)}"
-        y = matmul(projection, y)
-        bias = weight(f"{projection}.bias", weights[f"{projection}.bias"])
-        normed = node(
-            "SkipLayerNormalization", x, y, *parts(norm), bias, outputs=["", "", total], domain=CONTRIB, epsilon=1e-5
-        )
-        return total, normed
-
-    inputs = [
-        helper.make_tensor_value_info("idx", TensorProto.INT64, ["B", "S"]),
-        helper.make_tensor_value_info("positions", TensorProto.INT64, ["S"]),
-        helper.make_tensor_value_info("last_position", TensorProto.INT32, ["B"]),
-        helper.make_tensor_value_info("length", TensorProto.INT32, [1]),
-    ]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "S", c.vocab_size])]
-    hs, padded = c.n_embd // c.n_head, _head_size(model)
-    x = node("Add", embedding("wte", "idx"), embedding("wpe", "positions"))
-    normed = node("LayerNormalization", x, *parts("h.0.ln_1"), axis=-1, epsilon=1e-5)
-    for i in range(c.n_layer):
-        attention, mlp = f"h.{i}.attn", f"h.{i}.mlp"
-        if padded > hs:  # the attention wants multiples of 8: zeros change nothing
-            qkv = weights[f"{attention}.c_attn.weight"].reshape(3 * c.n_head, hs, c.n_embd)
-            qkv = np.pad(qkv, ((0, 0), (0, padded - hs), (0, 0))).reshape(-1, c.n_embd)
-            out = weights[f"{attention}.c_proj.weight"].reshape(c.n_embd, c.n_head, hs)
-            out = np.pad(out, ((0, 0), (0, 0), (0, padded - hs))).reshape(c.n_embd, -1)
-            weights[f"{attention}.c_attn.weight"], weights[f"{attention}.c_proj.weight"] = qkv, out
-        names = [f"key_{i}", f"value_{i}"]
-        y = node(
-            "GroupQueryAttention",
-            *(matmul(f"{attention}.c_attn", normed), "", ""),
-            *(*(f"past_{name}" for name in names), "last_position", "length"),
-            outputs=[f"present_{name}" for name in names],
-            domain=CONTRIB,
-            num_heads=c.n_head,
-            kv_num_heads=c.n_head,
-            scale=float(c.scale),
-        )
-        shape: list[str | int | None] = ["B", c.n_head, c.block_size, padded]
-        inputs += [helper.make_tensor_value_info(f"past_{name}", TensorProto.FLOAT, shape) for name in names]
-        outputs += [helper.make_tensor_value_info(f"present_{name}", TensorProto.FLOAT, shape) for name in names]
-        x, normed = add_and_norm(x, f"{attention}.c_proj", y, f"h.{i}.ln_2")
-        hidden = node({"gelu": "Gelu", "relu": "Relu"}[c.activation], linear(f"{mlp}.c_fc", normed))
-        x, normed = add_and_norm(x, f"{mlp}.c_proj", hidden, f"h.{i + 1}.ln_1" if i + 1 < c.n_layer else "ln_f")
-    nodes.append(helper.make_node("Identity", [linear("lm_head", normed)], ["logits"]))
-    graph = helper.make_graph(nodes, "chargpt", inputs, outputs)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
-    made = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="chargpt")
-    for name, array in used.items():  # last, because the makers above copy all that they are given
-        made.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-    return made
-
-
-def _head_size(model: GPT) -> int:
-    """The head size, rounded up to the multiple of 8 that the attention wants."""
-    return -(-model.config.n_embd // model.config.n_head // 8) * 8

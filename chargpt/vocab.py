@@ -51,7 +51,8 @@ class Vocab:
         if ids.size and int(ids.max()) == unknown:
             at = int(np.argmax(ids == unknown))
             raise ChargptError(
-                f"character {text[at]!r} (at position {at}) is not in the vocabulary of {len(self)} characters"
+                f"character {text[at]!r} (at position {at}) is not in the vocabulary of {len(self)} characters;"
+                " leave it out, or train on a text that has it"
             )
         return ids.astype(self.dtype, copy=False)
 
@@ -76,7 +77,10 @@ class Vocab:
             return cls(list(json.loads(Path(path).read_text(encoding="utf-8"))["characters"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:  # ChargptError is a ValueError
             reason = f": {error}" if isinstance(error, ChargptError) else ""
-            raise ChargptError(f'{path}: not a vocabulary like {{"characters": "abc"}}{reason}') from None
+            raise ChargptError(
+                f'{path}: not a vocabulary like {{"characters": "abc"}}{reason};'
+                " run `dvc repro -f prepare` to make it again"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.itos)

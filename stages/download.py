@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import run
+from chargpt.download import OUTPUT, download, is_default_corpus, require_corpus
+from chargpt.files import atomic_write
 
 if TYPE_CHECKING:
     from chargpt.params import Params
 
 
-def main(params: Params) -> None:
-    from chargpt.download import OUTPUT, download, is_downloaded
-    from chargpt.files import atomic_write
-
-    if is_downloaded(params.corpus):
-        text = download()
+def main(params: Params, cache: Path | None = None) -> None:
+    """Fetch the text; cache: directory that keeps a verified copy."""
+    require_corpus(params.corpus)
+    if is_default_corpus(params.corpus):
+        text = download(cache)
         print(f"download: {len(text)} bytes of Tiny Shakespeare, checksum verified", file=sys.stderr)
     else:
         text = b""
         print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
     with atomic_write(OUTPUT) as file:
         file.write(text)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages import run
+from chargpt.checkpoint import load_model, read_metadata
+from chargpt.export.huggingface import export
+from chargpt.files import finite_numbers, read_json
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -13,14 +15,7 @@ MODEL = "artifacts/model.safetensors"
 
 
 def main(_: Params) -> None:
-    from chargpt.checkpoint import load_model, read_metadata
-    from chargpt.export import export
-    from chargpt.files import numbers, read_json
-
+    """Export the model."""
     model, vocab = load_model(MODEL)
-    metrics = numbers(read_json("metrics/evaluate.json"))
+    metrics = finite_numbers(read_json("metrics/evaluate.json"))
     export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import run
+from chargpt.data import read_tokens
+from chargpt.files import refuse_link, write_json, write_text
+from chargpt.legacy.dialect import DoesNotFitCorpus
+from chargpt.legacy.migration import migrate
+from chargpt.vocab import Vocab
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -15,36 +19,20 @@ OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
 
 
 def main(params: Params) -> None:
-    from chargpt.data import read_tokens
-    from chargpt.files import write_json, write_text
-    from chargpt.legacy import refuse_link
-    from chargpt.migration import DoesNotFitCorpus, migrate
-    from chargpt.vocab import Vocab
-
+    """Migrate the weights in legacy_dir; write an empty file if nothing needs them and they do not fit the corpus."""
     vocab = Vocab.load("artifacts/vocab.json")
     _, val_ids = read_tokens("data/tokens.safetensors", vocab)
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
     refuse_link(weights)
+    config_path = config if config.exists() or config.is_symlink() else None
     try:
-        migration = migrate(
-            weights,
-            OUTPUT,
-            vocab,
-            val_ids,
-            config_path=config if config.exists() or config.is_symlink() else None,
-            dialect=params.dialect,
-        )
+        migration = migrate(weights, OUTPUT, vocab, val_ids, config_path=config_path, dialect=params.dialect)
     except DoesNotFitCorpus as error:
         if params.init == "migrated":
             raise
-        # Whoever trains from scratch on a text of their own has no use for the legacy weights that lie here.
         print(f"migrate: skipped; init is scratch and needs no legacy model ({error})", file=sys.stderr)
         write_text(OUTPUT, "")
         write_json(METRICS, {})
         return
     write_json(METRICS, migration.metrics())
     print(migration.report(), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    run(main)

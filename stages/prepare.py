@@ -5,22 +5,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from stages import run
+from chargpt.data import scan_text, split_sizes, write_tokens
+from chargpt.files import write_text
 
 if TYPE_CHECKING:
     from chargpt.params import Params
 
 
 def main(params: Params) -> None:
-    from chargpt.data import scan_text, split_sizes, write_tokens
-    from chargpt.files import write_text
-
+    """Encode the corpus."""
     vocab, length = scan_text(params.corpus)
     train, val = split_sizes(length, params.val_fraction)
     write_tokens("data/tokens.safetensors", params.corpus, vocab, length, params.val_fraction)
     write_text("artifacts/vocab.json", vocab.to_json())
     print(f"prepare: {len(vocab)} distinct characters; {train} to train on, {val} to validate on", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from chargpt.checkpoint import load_model
+from chargpt.device import pick_device
 from chargpt.errors import ChargptError
-from stages import run
+from chargpt.files import write_text
+from chargpt.sampling import generate
 
 if TYPE_CHECKING:
     from chargpt.params import Params
 
 
 def main(params: Params) -> None:
-    import torch
-
-    from chargpt.checkpoint import load_model
-    from chargpt.device import pick_device
-    from chargpt.files import write_text
-    from chargpt.sampling import generate
-
+    """Continue the prompt num_samples times."""
     model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
     try:
         prompt = torch.tensor([vocab.encode(params.prompt)] * params.num_samples)
@@ -35,7 +34,3 @@ def main(params: Params) -> None:
     )
     texts = [f"=== sample {i} ===\n{vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
     write_text("artifacts/sample.txt", "\n".join(texts))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,62 +2,68 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chargpt.checkpoint import load_model, save_model
+from chargpt.data import read_tokens
+from chargpt.device import pick_device, share_cores
 from chargpt.errors import ChargptError
-from stages import run
+from chargpt.training.curve import Curve
+from chargpt.training.inputs import check_unchanged, code_files, environment_inputs, read_inputs, training_values
+from chargpt.training.loop import train
+from chargpt.training.monitor import Surroundings
+from chargpt.training.start import continued_model, new_model
+from chargpt.training.state import State
+from chargpt.training.world import World
+from chargpt.vocab import Vocab
 
 if TYPE_CHECKING:
+    from chargpt.model import GPT
     from chargpt.params import Params
 
 VOCAB, TOKENS, MIGRATED = "artifacts/vocab.json", "data/tokens.safetensors", "artifacts/migrated.safetensors"
-CURVE = "metrics/curves.tsv"
+CURVE, MODEL = "metrics/curves.tsv", "artifacts/model.safetensors"
 
 
-def main(params: Params) -> None:
-    if params.launch != "python" and "TORCHELASTIC_RUN_ID" not in os.environ:
-        from chargpt.device import launch
-
-        return launch(params.launch.split()[1:], "stages.train")
-    from chargpt.stops import Stops
-
-    stops = Stops()
-    from chargpt.checkpoint import load_model, save_model
-    from chargpt.data import read_tokens
-    from chargpt.device import World, pick_device
-    from chargpt.params import load_params
-    from chargpt.resume import State, check_unchanged, code_files, read_inputs, share_threads
-    from chargpt.training import TRAINING_KEYS, Curve, continued_model, new_model, settings, train
-    from chargpt.vocab import Vocab
-
-    with World(pick_device(params.device)) as world:
+def main(params: Params, surroundings: Surroundings | None = None) -> None:
+    """Train, and write the model and its curve; surroundings: progress, saved state, a way to stop."""
+    around = surroundings or Surroundings()
+    with World(pick_device(params.device), around.place) as world:
         if world.size == 1:
-            share_threads()
-        data = [Path(VOCAB), Path(TOKENS), *([Path(MIGRATED)] if params.init == "migrated" else [])]
-        files = [*code_files(), *data]
-        inputs = read_inputs(params.model_dump(include=TRAINING_KEYS) | settings(params, world), files)
+            share_cores(around.runs_here, around.monitor.say)
+        data = [VOCAB, TOKENS, *([MIGRATED] if params.init == "migrated" else [])]
+        files = code_files(__file__) | {name: Path(name) for name in data}
+        inputs = read_inputs(training_values(params) | environment_inputs(params, world), files)
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
-        if params.init == "migrated":
-            migrated, known = load_model(MIGRATED)
-            if known != vocab:
-                raise ChargptError(f"{VOCAB}: the corpus has other characters than the migrated model knows")
-            model = continued_model(migrated, params)
-        else:
-            model = new_model(params, len(vocab))
-        state = State(inputs)
-        with state.locked() if world.rank == 0 else nullcontext(), Curve(CURVE) as curve:
+        model = starting_model(params, vocab)
+        state = None
+        if around.state_root:
+            say, every = around.monitor.say, around.save_every_s
+            state = State(around.state_root, inputs, save_every_s=every, fresh=around.fresh, say=say)
+        with state.locked() if state and world.rank == 0 else nullcontext(), Curve(CURVE) as curve:
             world.wait()  # for the lock
-            model = train(model, train_ids, val_ids, params, curve.add, state=state, world=world, stops=stops)
+            model = train(
+                model, train_ids, val_ids, params, curve.add, state=state, world=world, monitor=around.monitor
+            )
             if world.rank == 0:
-                now = load_params().model_dump(include=TRAINING_KEYS) | settings(params, world)
-                check_unchanged(inputs, read_inputs(now, files))
-                save_model("artifacts/model.safetensors", model, vocab, params.model_dump(include=TRAINING_KEYS))
-                state.clear()
+                now = around.reread() if around.reread else params
+                check_unchanged(inputs, read_inputs(training_values(now) | environment_inputs(now, world), files))
+                save_model(MODEL, model, vocab, training_values(params))
+                if state:
+                    state.clear()
 
 
-if __name__ == "__main__":
-    run(main)
+def starting_model(params: Params, vocab: Vocab) -> GPT:
+    """The model to train. Raises ChargptError if the migrated one does not fit the corpus or params.yaml."""
+    if params.init != "migrated":
+        return new_model(params, len(vocab))
+    migrated, known = load_model(MIGRATED)
+    if known != vocab:
+        raise ChargptError(
+            f"{VOCAB}: the corpus has other characters than the migrated model knows; set corpus to the text that"
+            " the legacy model was trained on"
+        )
+    return continued_model(migrated, params)

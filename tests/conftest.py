@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+import zc.lockfile
 from ruamel.yaml import YAML
 
+from chargpt.__main__ import main
+from chargpt.app.params_file import load_params
 from chargpt.model import GPT, GPTConfig
-from chargpt.params import Params, load_params
+from chargpt.params import Params
 from chargpt.vocab import Vocab
 from tests.pipeline import ROOT
 
@@ -73,10 +79,39 @@ hypothesis.settings.register_profile("chargpt", deadline=None)
 hypothesis.settings.load_profile("chargpt")
 
 
+def chargpt(*arguments: str, cwd: Path, input: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    """Run the `chargpt` command in this process, in `cwd`; what it printed, and its exit status."""
+    stdin, stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(3))
+    stdin.buffer.write(input if isinstance(input, bytes) else input.encode())
+    stdin.buffer.seek(0)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    status: Any = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", ["chargpt", *arguments])
+        for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+            patch.setattr(sys, name, stream)
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code or 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if not isinstance(status, int):  # as the interpreter shows a message
+        stderr.write(f"{status}\n")
+        status = 1
+    said = []
+    for stream in (stdout, stderr):
+        stream.flush()
+        said.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(["chargpt", *arguments], status, *said)
+
+
 # a pipeline in a clone of its own
 
 TEXT = "".join(f"{i} bottles of beer on the wall,\n" for i in range(400))
 Run = Callable[..., subprocess.CompletedProcess[str]]
+SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
 
 
@@ -97,31 +132,84 @@ def clone(folder: Path) -> None:
     write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9")
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("repo")
-    clone(folder)
-    for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "start"]):
-        subprocess.run(["git", *IDENTITY, *command], cwd=folder, check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def environment(repo: Path) -> dict[str, str]:
-    """For commands in the clone: no git identity, no network, DVC directories of its own."""
+def environment_of(folder: Path) -> dict[str, str]:
+    """For commands in a project below the folder: no git identity, no network, DVC directories of its own."""
     foreign = ("GIT_", "DVC_", "AWS_", "RCLONE_", "PYTHONPATH")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return inherited | {
-        "HOME": str(repo.parent),
+        "HOME": str(folder),
         "GIT_CONFIG_GLOBAL": os.devnull,
-        "DVC_SITE_CACHE_DIR": str(repo.parent / "site"),
+        "DVC_SITE_CACHE_DIR": str(folder / "site"),
+        "DVC_NO_ANALYTICS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CHARGPT_CACHE_DIR": str(repo.parent / "cache"),
+        "CHARGPT_CACHE_DIR": str(folder / "cache"),
         "https_proxy": "http://127.0.0.1:9",
         "no_proxy": "127.0.0.1",  # the tests' own servers
         "PIP_NO_INDEX": "1",
         "OMP_NUM_THREADS": "1",  # at toy size more threads only wait for one another
     }
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything."""
+    for command in (["add", "--all"], ["commit", "-q", "-m", message]):
+        subprocess.run(["git", *IDENTITY, *command], cwd=folder, check=True)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A toy project, reproduced once and committed, for all tests (and test processes) to copy.
+
+    What `dvc repro` said is in `said.txt` beside it.
+    """
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder = shared / "template" / "project"
+    folder.parent.mkdir(exist_ok=True)
+    with locked(folder.parent / "lock"):
+        if not (folder.parent / "said.txt").exists():
+            clone(folder)
+            subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+            commit(folder, "start")
+            done = subprocess.run(
+                ["dvc", "repro"], cwd=folder, env=environment_of(folder.parent), capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            commit(folder, "repro")
+            (folder.parent / "said.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, or wait for it."""
+    while True:
+        try:
+            lock = zc.lockfile.LockFile(str(path))
+            break
+        except zc.lockfile.LockError:
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+@pytest.fixture(scope="session")
+def worker_id(request: pytest.FixtureRequest) -> str:
+    """The name of this test process, `master` if it is the only one."""
+    return str(getattr(request.config, "workerinput", {}).get("workerid", "master"))
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    """A copy of the reproduced toy project, for the tests of one file."""
+    return Path(shutil.copytree(template, tmp_path_factory.mktemp("copy") / "repo", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def environment(repo: Path) -> dict[str, str]:
+    """For commands in the copy."""
+    return environment_of(repo.parent)
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +228,3 @@ def undo(run: Run) -> None:
     """Back to the committed run, as a user would go back."""
     run("git", "reset", "-q", "--hard")
     run("dvc", "checkout", "-q", "--force")
-
-
-def blocks(heading: str, language: str = "bash") -> list[str]:
-    """The code blocks of a section of the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)

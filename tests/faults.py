@@ -25,7 +25,7 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(enc
 OLD = b"what an earlier run wrote\n"
 HF_FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
-# Runs a stage as `python -m stages.NAME` does; at a moment that Python's audit events tell, something happens.
+# Runs a stage as `python -m stages NAME` does; at a moment that Python's audit events tell, something happens.
 RUNNER = """
 import os, runpy, shutil, signal, sys
 stage, event, part, count, action = sys.argv[1:6]
@@ -45,8 +45,8 @@ def hook(name, arguments):
                 with open(what.split()[0], "w") as file:
                     file.write(what.split()[1])
 sys.addaudithook(hook)
-sys.argv = ["stages." + stage]
-runpy.run_module("stages." + stage, run_name="__main__", alter_sys=True)
+sys.argv = ["stages", stage]
+runpy.run_module("stages", run_name="__main__", alter_sys=True)
 """
 
 

@@ -37,16 +37,18 @@ import numpy as np
 import torch
 
 from chargpt import data as texts
-from chargpt import legacy
+from chargpt.app.params_edit import legacy_settings
+from chargpt.app.params_file import load_params
 from chargpt.checkpoint import load_model, read_metadata, save_model
 from chargpt.data import read_text, read_tokens, scan_text, write_tokens
 from chargpt.errors import ChargptError
-from chargpt.legacy import read_legacy, write_legacy
-from chargpt.migration import build_model, legacy_settings
+from chargpt.legacy import values
+from chargpt.legacy.dialect import build_model
+from chargpt.legacy.directory import expected_shapes, read_legacy
 from chargpt.model import GPT, GPTConfig
-from chargpt.params import load_params
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
+from tests.legacy_reference import write_legacy
 from tests.pipeline import ROOT
 
 MAX_SECONDS = 5.0  # of the processor, so that a busy machine is no finding
@@ -452,7 +454,7 @@ def legacy_seeds() -> list[bytes]:
         sizes = {"vocab_size": 3, "block_size": 2, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
         rng = np.random.default_rng(n_embd)
         with tempfile.TemporaryDirectory() as folder:
-            shapes = legacy._expected_shapes(sizes)
+            shapes = expected_shapes(sizes)
             write_legacy(folder, {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
             files = [(os.fsencode(path.name), path.read_bytes()) for path in sorted(Path(folder).iterdir())]
         config = sizes | {"dropout": 0.1, "learning_rate": 0.001, "batch_size": 4, "max_iters": 9, "device": "cpu"}
@@ -489,7 +491,7 @@ def legacy_write(data: bytes, folder: Path) -> None:
 
 def legacy_read(folder: Path) -> Any:
     size = sum(path.stat().st_size for path in folder.rglob("*.txt") if path.is_file())
-    legacy.CHUNK_BYTES = 1 << 20 if size > 100_000 else 64  # small files too must reach past a piece
+    values.CHUNK_BYTES = 1 << 20 if size > 100_000 else 64  # small files too must reach past a piece
     config = folder / "config.json" if (folder / "config.json").exists() else None
     weights = read_legacy(folder / "weights", config)
     if config:

@@ -5,8 +5,12 @@ Parameter names are those of the legacy files, so `state_dict` is what the legac
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+from chargpt.legacy.values import Array
 
 
 class Head(nn.Module):
@@ -57,7 +61,7 @@ class LegacyBlock(nn.Module):
 
 
 class LegacyModel(nn.Module):
-    """dialect: `relu-embedding` and the like, as `chargpt.migration.DIALECTS`."""
+    """dialect: `relu-embedding` and the like, as `chargpt.legacy.dialect.DIALECTS`."""
 
     def __init__(self, V: int, T: int, C: int, n_head: int, n_layer: int, dialect: str) -> None:
         super().__init__()
@@ -81,3 +85,13 @@ class LegacyModel(nn.Module):
             logits = self(idx[:, -self.block_size :])[:, -1]
             idx = torch.cat([idx, logits.argmax(-1, keepdim=True)], dim=1)
         return idx
+
+
+def write_legacy(weights_dir: str | Path, tensors: dict[str, Array]) -> None:
+    """Write named float32 arrays as the legacy system did."""
+    folder = Path(weights_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensor in tensors.items():
+        with (folder / f"{name}.txt").open("w", newline="\n") as file:
+            file.write(f"# shape: {list(tensor.shape)}\n")
+            file.writelines(f"{float(value)}\n" for value in tensor.flat)

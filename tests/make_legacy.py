@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from chargpt.legacy import write_legacy
-from tests.legacy_reference import LegacyModel
+from tests.legacy_reference import LegacyModel, write_legacy
 
 CONFIG = {
     "batch_size": 32,

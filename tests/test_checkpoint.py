@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from chargpt.checkpoint import FORMAT_VERSION, load_model, read_metadata, save_model
+from chargpt.checkpoint import load_model, read_metadata, save_model
 from chargpt.errors import ChargptError
-from chargpt.files import open_tensors
 from chargpt.model import GPT, GPTConfig
+from chargpt.tensors import open_tensors
+from chargpt.untrusted import FORMAT_VERSION
 from chargpt.vocab import Vocab
 from tests.conftest import random_model
 

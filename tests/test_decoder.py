@@ -7,8 +7,9 @@ import onnxruntime
 import pytest
 import torch
 
-from chargpt.decoder import Decoder, OnnxDecoder, TorchDecoder, make_decoder, save_onnx
+from chargpt.decoder import Decoder, OnnxDecoder, TorchDecoder, make_decoder
 from chargpt.errors import ChargptError
+from chargpt.export.onnx import save_onnx
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 from tests.conftest import random_model
@@ -87,7 +88,7 @@ def test_the_onnx_file_runs_without_us(tmp_path: Path, model: GPT, vocab: Vocab)
 def test_a_model_too_large_for_a_graph_runs_in_torch(
     model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("chargpt.decoder.LARGEST_GRAPH", 1000)
+    monkeypatch.setattr("chargpt.graph.LARGEST_GRAPH", 1000)
     assert isinstance(make_decoder(model, 1), TorchDecoder)
     with pytest.raises(ChargptError, match=r"one \.onnx file holds 2 GiB"):
         save_onnx(model, vocab, tmp_path / "model.onnx")

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from chargpt.device import World, pick_device, pick_dtype
+from chargpt.app.launch import place
+from chargpt.app.params_file import load_params
+from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
-from chargpt.params import load_params
-from chargpt.training import Row, new_model, train
+from chargpt.training.curve import Row
+from chargpt.training.loop import train
+from chargpt.training.monitor import Place
+from chargpt.training.start import new_model
+from chargpt.training.world import World
 from tests.conftest import write_params
 from tests.pipeline import ROOT
 
@@ -44,7 +49,8 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_is_a_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # left over from a cluster's shell
-    with World(torch.device("cpu")) as world:
+    assert place() == Place(0, 1, 0)
+    with World(torch.device("cpu"), place()) as world:
         world.wait()
         assert (world.rank, world.size, world.max(2), world.max(0)) == (0, 1, 2, 0)
 
@@ -66,10 +72,12 @@ def test_bfloat16_learns_alike(tmp_path: Path) -> None:
 def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", compile=True)
     code = (
-        "from chargpt.errors import one_line_errors\n"
-        "from chargpt.device import World, pick_device\n"
-        "from chargpt.params import load_params\n"
-        "from chargpt.training import new_model, wrap\n"
+        "from chargpt.app.one_line import one_line_errors\n"
+        "from chargpt.device import pick_device\n"
+        "from chargpt.training.world import World\n"
+        "from chargpt.app.params_file import load_params\n"
+        "from chargpt.training.loop import wrap\n"
+        "from chargpt.training.start import new_model\n"
         "params = load_params()\n"
         "with one_line_errors():\n"
         "    wrap(new_model(params, 11), params, World(pick_device('cpu')))\n"

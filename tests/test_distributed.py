@@ -19,6 +19,8 @@ from chargpt.checkpoint import load_model
 from tests.conftest import TEXT, write_params
 from tests.pipeline import ROOT
 
+pytestmark = pytest.mark.system
+
 TWO, ONE = "torchrun --standalone --nproc-per-node 2", "python"
 
 
@@ -30,14 +32,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "mine.txt").write_text(TEXT)
     write_params(folder / "params.yaml", corpus="mine.txt", max_iters=60, eval_interval=20, dtype="float32")
-    subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=folder, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "stages", "prepare"], cwd=folder, check=True, capture_output=True)
     return folder
 
 
 def start(folder: Path, launch: str, **variables: str) -> subprocess.Popen[str]:
     path = folder / "params.yaml"
     path.write_text(re.sub("^launch: .*", f"launch: {launch}", path.read_text(), flags=re.MULTILINE))
-    command = [sys.executable, "-m", "stages.train"]
+    command = [sys.executable, "-m", "stages", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"} | variables
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -116,7 +118,7 @@ def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single:
     expected = {name: (prepared / name).read_bytes() for name in outputs}
     process = start(prepared, TWO)
     wait_for_saves(prepared)
-    workers = [p for p in psutil.Process(process.pid).children() if "stages.train" in p.cmdline()]
+    workers = [p for p in psutil.Process(process.pid).children() if p.cmdline()[-2:] == ["stages", "train"]]
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
     status, errors = finish(process)

@@ -1,102 +1,99 @@
-"""The documents speak of what exists: parameters, commands, options, files."""
+"""The documents speak of what exists: parameters, commands, options, files, links."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
-from collections.abc import Iterator
 
 import pytest
 import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import chargpt.migration  # noqa: F401 (a subclass of ChargptError)
-from chargpt.cli import app
-from chargpt.errors import ChargptError
+from chargpt.app.cli import app
 from chargpt.params import Params
+from tests.documents import PAGES, blocks
 from tests.pipeline import ROOT
 
-DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "MIGRATION.md")}
-COMMANDS = typer.main.get_command(app)
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SUBJECTS = [page for page in PAGES if page.startswith("docs/")]
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_parameters_named_after_S_exist(name: str) -> None:
-    keys = set(re.findall(r"-S ['\"]?(\w+)=", DOCUMENTS[name])) - {"key", "name"}
-    assert keys and keys <= set(Params.model_fields)
+def prose(text: str) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands_and_options_exist(name: str) -> None:
-    commands = COMMANDS.commands  # type: ignore[attr-defined]
-    calls = re.findall(r"chargpt (generate|migrate|export|inspect|check|gate|release)\b([^`\n]*)", DOCUMENTS[name])
-    assert calls
-    for command, rest in calls:
-        options = {option for p in commands[command].params for option in p.opts}
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as hosts of git repositories make them."""
+    headings = re.findall(r"^#+ (.*)", prose(PAGES[page]), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short_and_leads_everywhere() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 160
+    linked = set(re.findall(r"\]\(([\w/.]+\.md)", PAGES["README.md"]))
+    assert linked == PAGES.keys() - {"README.md"}
+    assert "](docs/report.png)" in PAGES["README.md"]
+
+
+@pytest.mark.parametrize("page", SUBJECTS)
+def test_a_page_begins_with_the_command_that_people_come_for(page: str) -> None:
+    beginning = PAGES[page].partition("\n## ")[0]
+    assert re.search(r"^```bash\n", beginning, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_parameters_named_after_S_exist(page: str) -> None:
+    assert set(re.findall(r"-S ['\"]?(\w+)=", PAGES[page])) - {"key", "name"} <= set(Params.model_fields)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_options_exist(page: str) -> None:
+    code = "\n".join([*blocks(page), *re.findall(r"`([^`\n]+)`", prose(PAGES[page]))])
+    for command, rest in re.findall(r"^chargpt (\w+)(.*)", code, re.MULTILINE):
+        options = {option for p in COMMANDS[command].params for option in p.opts}
         assert set(re.findall(r"(--[\w-]+)", rest)) <= options, (command, rest)
 
 
-def test_the_tree_lists_every_module() -> None:
-    listed = set(re.findall(r"^  (\w+\.py) ", DOCUMENTS["README.md"], re.MULTILINE))
-    assert listed == {p.name for p in (ROOT / "chargpt").glob("*.py")} - {"__init__.py", "__main__.py"}
+def test_every_command_is_documented() -> None:
+    for command in COMMANDS:
+        assert any(f"chargpt {command}" in text for page, text in PAGES.items() if page != "CHANGELOG.md"), command
 
 
-def test_every_relative_link_leads_somewhere() -> None:
-    for text in DOCUMENTS.values():
-        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", prose(PAGES[page])):
+        path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.relative_to(ROOT).as_posix()), (target, anchor)
 
 
-def messages() -> Iterator[tuple[str, str]]:
-    """Where the code tells a user of something wrong, and what it says there, with \u2026 for what varies."""
-    errors = {"ChargptError", *(kind.__name__ for kind in ChargptError.__subclasses__())}
-    for path in sorted([*ROOT.glob("chargpt/*.py"), *ROOT.glob("stages/*.py")]):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            said: list[ast.expr | None] = []
-            if isinstance(node, ast.Call):
-                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                whose = getattr(getattr(node.func, "value", None), "id", "")
-                stderr = any(keyword.arg == "file" for keyword in node.keywords)
-                if (
-                    name in errors | {"_fail"}
-                    or (name == "append" and whose in ("problems", "lines", "failures"))
-                    or (name == "print" and stderr and path.parent.name == "chargpt")
-                ):
-                    said = list(node.args[:1])
-            elif isinstance(node, ast.AugAssign) and isinstance(node.value, ast.ListComp) and path.name == "legacy.py":
-                said = [node.value.elt]
-            elif isinstance(node, ast.Yield) and path.name == "project.py":
-                said = [node.value]
-            elif isinstance(node, ast.FunctionDef) and node.name == "_first_bad_line":
-                said = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]
-            for expression in said:
-                text = re.sub("\u2026+", "\u2026", template(expression))
-                if re.search(r"\w{3}", text):  # the others hand on what another library says
-                    yield f"{path.name}:{node.lineno}", text  # type: ignore[attr-defined]
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_what_they_say(page: str) -> None:
+    for block in blocks(page):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+    for block in blocks(page, language="python"):
+        ast.parse(block)
 
 
-def template(node: ast.expr | None) -> str:
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(template, node.values))
-    if isinstance(node, ast.BinOp):
-        return template(node.left) + template(node.right)
-    return "\u2026"
+def test_the_tree_lists_every_file() -> None:
+    """In the page on design, each with what it is for."""
+    (tree,) = [block for block in blocks("docs/design.md", "Files", "")]
+    listed, folders = set(), [""]
+    for indent, name in re.findall(r"^( *)([\w.]+(?:/|\.py|\.j2))", tree, re.MULTILINE):
+        depth = len(indent) // 2
+        folders = [*folders[: depth + 1], f"{folders[depth]}{name}"] if name.endswith("/") else folders
+        listed |= set() if name.endswith("/") else {f"{folders[depth]}{name}"}
+    files = [*ROOT.glob("chargpt/**/*.py"), *ROOT.glob("chargpt/**/*.j2"), *ROOT.glob("stages/*.py")]
+    assert listed == {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
 
 
-def test_every_message_is_in_the_table_and_the_table_has_no_other() -> None:
-    """A row names parts of messages between backticks, with ... for what varies; each needs its remedy."""
-    table = DOCUMENTS["README.md"].partition("## Error messages")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.*`) \| .{5,} \|$", table, re.MULTILINE)
-    parts = [part.strip("` ") for row in rows for part in row.split("<br>")]
-    patterns = {part: re.compile(re.escape(part).replace(r"\.\.\.", ".*"), re.DOTALL) for part in parts}
-    said = list(messages())
-    assert len(said) > 100 and len(patterns) == len(parts)
-    assert [entry for entry in said if not any(p.search(entry[1]) for p in patterns.values())] == []
-    assert [part for part, p in patterns.items() if not any(p.search(text) for _, text in said)] == []
+def test_every_line_fits() -> None:
+    for page, text in PAGES.items():
+        assert [line for line in prose(text).splitlines() if len(line) > 120] == [], page
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:

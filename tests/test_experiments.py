@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from chargpt.app.params_file import load_params
 from chargpt.checkpoint import read_metadata
-from chargpt.params import load_params
-from tests.conftest import Run, blocks, undo
+from tests.conftest import SIGNED, Run, undo
+from tests.documents import blocks
 
-SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+pytestmark = pytest.mark.system
+
 In = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -37,13 +39,6 @@ def inside(environment: dict[str, str]) -> In:
     return run
 
 
-@pytest.fixture(scope="module")
-def reproduced(repo: Path, run: Run) -> None:
-    run("dvc", "repro")
-    run("git", "add", "--all")
-    run("git", "commit", "-q", "-m", "repro")
-
-
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The stages that ran."""
     return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
@@ -56,9 +51,7 @@ def status(run: Run) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_queue_of_four_on_two_workers(
-    repo: Path, run: Run, environment: dict[str, str], reproduced: None, tmp_path: Path
-) -> None:
+def test_a_queue_of_four_on_two_workers(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     before = (repo / "artifacts/model.safetensors").read_bytes()
     run("dvc", "exp", "run", "--queue", "-S", "lr=0.001,0.003", "-S", "n_layer=2,4")
     with (tmp_path / "started").open("w") as file:  # the workers keep it open
@@ -80,14 +73,14 @@ def test_a_queue_of_four_on_two_workers(
         seen.add((about["params"]["lr"], about["params"]["n_layer"]))
         undo(run)
     assert seen == {(0.001, 2), (0.001, 4), (0.003, 2), (0.003, 4)}
-    (show,) = [line for line in blocks("Experiments")[0].splitlines() if line.startswith("dvc exp show")]
+    (show,) = [line for line in blocks("docs/experiments.md")[0].splitlines() if line.startswith("dvc exp show")]
     table = run(*shlex.split(show), "--no-pager").stdout
     assert max(map(len, table.splitlines())) <= 80
     for word in (*names, "val_loss", "n_layer", "lr"):
         assert word in table
 
 
-def test_between_clones(repo: Path, run: Run, inside: In, reproduced: None, tmp_path: Path) -> None:
+def test_between_clones(repo: Path, run: Run, inside: In, tmp_path: Path) -> None:
     """A bare repository in the middle, a directory as remote: branch, push, pull, apply, and nothing trained twice."""
     bare, other, store = tmp_path / "bare.git", tmp_path / "other", tmp_path / "store"
     run("git", "clone", "-q", "--bare", str(repo), str(bare))
@@ -127,7 +120,7 @@ def exp_ref(run: Run, name: str) -> str:
     return next(ref for ref in refs if ref.endswith(f"/{name}")).removeprefix("refs/exps/")
 
 
-def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run, reproduced: None) -> None:
+def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run) -> None:
     params = repo / "params.yaml"
     text, model = params.read_text(), (repo / "artifacts/model.safetensors").read_bytes()
     params.write_text(text.replace("lr: 0.02", "lr: 0.005"))
@@ -138,9 +131,9 @@ def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run, repro
     assert run("git", "status", "--porcelain").stdout == ""
 
 
-def test_going_back_from_a_failed_experiment(repo: Path, run: Run, reproduced: None) -> None:
-    """With the README's command: the text's name is as long as the wrong one, which git alone does not notice."""
-    (back,) = [block for block in blocks("Experiments") if "git checkout" in block]
+def test_going_back_from_a_failed_experiment(repo: Path, run: Run) -> None:
+    """With the documents' commands: the text's name is as long as the wrong one, which git alone does not notice."""
+    (back,) = blocks("docs/experiments.md", "Return to the committed run")
     text, curve = (repo / "params.yaml").read_text(), (repo / "metrics/curves.tsv").read_bytes()
     done = run("dvc", "exp", "run", "-S", "corpus=data/nope.txt", check=False)
     assert done.returncode and "corpus is 'data/nope.txt', and there is no such file" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chargpt.errors import ChargptError
-from chargpt.export import export
+from chargpt.export.huggingface import export
 from chargpt.model import GPTConfig
 from chargpt.vocab import Vocab
 from tests.conftest import random_model

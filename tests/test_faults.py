@@ -15,7 +15,7 @@ import pytest
 from chargpt.files import write_text
 from tests import faults
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
+pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")]
 
 Project = tuple[Path, dict[str, str], dict[str, str]]
 

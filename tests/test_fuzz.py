@@ -26,7 +26,7 @@ from tests import fuzzing
 from tests.fuzzing import TARGETS, fit_sha256, join_model, pack, split_model, unpack
 from tests.pipeline import ROOT
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is watched in /proc")
+pytestmark = [pytest.mark.fuzz, pytest.mark.skipif(sys.platform != "linux", reason="memory is watched in /proc")]
 
 
 def run(target: str, folder: Path, *arguments: str | Path) -> list[str]:

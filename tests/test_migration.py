@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from chargpt import legacy
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.legacy import LegacyWeights, read_legacy, write_legacy
-from chargpt.migration import DIALECTS, DoesNotFitCorpus, build_model, choose_dialect, frequency_loss, migrate
+from chargpt.legacy import directory, values
+from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, build_model, choose_dialect, frequency_loss
+from chargpt.legacy.directory import LegacyWeights, read_legacy
+from chargpt.legacy.migration import migrate
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
-from tests.legacy_reference import LegacyModel
+from tests.legacy_reference import LegacyModel, write_legacy
 from tests.pipeline import ROOT
 
 VOCAB = Vocab(sorted("\n \"'abc\U0001f600"))
@@ -191,7 +192,7 @@ def test_all_problems_in_one_report(tmp_path: Path) -> None:
 
 def test_a_directory_of_countless_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(legacy_model("relu-head"), tmp_path / "w")
-    monkeypatch.setattr(legacy, "MAX_FILES", len(list(folder.iterdir())))
+    monkeypatch.setattr(directory, "MAX_FILES", len(list(folder.iterdir())))
     read_legacy(folder)
     (folder / "one_more.txt").touch()
     with pytest.raises(ChargptError, match=r"w: more than .* files; no legacy model has so many parameters"):
@@ -206,7 +207,7 @@ def test_what_hides_behind_megabytes_of_blanks(tmp_path: Path) -> None:
     with pytest.raises(
         ChargptError, match=r"lm_head\.weight\.txt: a line of more than 2097152 bytes is not one number"
     ):
-        legacy._read_values(path, vectors.shape, [])
+        values.read_values(path, vectors.shape, [])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

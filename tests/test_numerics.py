@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chargpt.app.params_file import load_params
 from chargpt.checkpoint import load_model, save_model
 from chargpt.data import split_sizes
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate, metrics
-from chargpt.migration import migrate
+from chargpt.legacy.migration import migrate
 from chargpt.model import GPT, GPTConfig
-from chargpt.params import load_params
 from chargpt.sampling import choose
-from chargpt.training import Row, new_model, train
+from chargpt.training.curve import Row
+from chargpt.training.loop import train
+from chargpt.training.start import new_model
 from tests.conftest import random_model, write_params
 from tests.test_migration import VOCAB, legacy_model, save
 from tests.test_training import TRAIN, VAL

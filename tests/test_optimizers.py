@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from chargpt.optimizers import Muon, make_optimizers, orthogonalize
-from chargpt.params import load_params
-from chargpt.training import new_model
+from chargpt.app.params_file import load_params
+from chargpt.training.optimizers import Muon, make_optimizers, orthogonalize
+from chargpt.training.start import new_model
 from tests.conftest import write_params
 
 MATRICES = {f"h.0.{m}.weight" for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from dvc.utils.serialize import load_yaml
 
+from chargpt.app.params_file import load_params
 from chargpt.errors import ChargptError
-from chargpt.params import Params, allowed, load_params
+from chargpt.params import Params, allowed
 from tests.conftest import write_params
 from tests.pipeline import ROOT
 
@@ -147,16 +148,16 @@ def test_yaml_1_2_in_words(tmp_path: Path) -> None:
     assert load_params(path).lr == 1e-5
 
 
-def test_readme_lists_every_parameter_with_its_range() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_table_lists_every_parameter_with_its_range() -> None:
+    readme = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
     for key in Params.model_fields:
         assert f"| `{key}` | {allowed(key)} |" in readme, f"| `{key}` | {allowed(key)} |"
 
 
 @pytest.mark.parametrize(
-    "launch", re.findall(r"torchrun --[\w -]*\d", (ROOT / "README.md").read_text(encoding="utf-8"))
+    "launch", re.findall(r"torchrun --[\w -]*\d", (ROOT / "docs/scaling.md").read_text(encoding="utf-8"))
 )
-def test_what_the_readme_launches(tmp_path: Path, launch: str) -> None:
+def test_what_the_documents_launch(tmp_path: Path, launch: str) -> None:
     assert load_params(write_params(tmp_path / "params.yaml", launch=launch)).launch == launch
 
 

@@ -12,21 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run, undo
+from tests.conftest import SIGNED, Run, undo
 
-SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
 def environment(environment: dict[str, str]) -> dict[str, str]:
     return environment | SIGNED
-
-
-@pytest.fixture(scope="module")
-def reproduced(repo: Path, run: Run) -> None:
-    run("dvc", "repro")
-    run("git", "add", "--all")
-    run("git", "commit", "-q", "-m", "repro")
 
 
 @pytest.fixture
@@ -41,7 +34,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_check_is_content_and_says_what_is_next(repo: Path, run: Run, reproduced: None) -> None:
+def test_check_is_content_and_says_what_is_next(repo: Path, run: Run) -> None:
     started = time.perf_counter()
     assert run("chargpt", "check").stdout == "all in order; up to date\n"
     assert time.perf_counter() - started < 5  # 0.7 s on an idle machine
@@ -50,9 +43,9 @@ def test_check_is_content_and_says_what_is_next(repo: Path, run: Run, reproduced
     undo(run)
 
 
-def test_check_does_not_load_torch(repo: Path, environment: dict[str, str], reproduced: None) -> None:
+def test_check_does_not_load_torch(repo: Path, environment: dict[str, str]) -> None:
     code = (
-        "import sys; from chargpt import project; assert not list(project.problems()); project.changed_stages();"
+        "import sys; from chargpt.app import check; assert not list(check.problems()); check.changed_stages();"
         " assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment, check=True)
@@ -64,9 +57,7 @@ def check_in(folder: Path, environment: dict[str, str], **changes: str | None) -
     return error(subprocess.run(command, cwd=folder, env=changed, capture_output=True, text=True))
 
 
-def test_check_names_every_problem(
-    repo: Path, run: Run, environment: dict[str, str], tmp_path: Path, reproduced: None
-) -> None:
+def test_check_names_every_problem(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     def check(**changes: str | None) -> str:
         return check_in(repo, environment, **changes)
 
@@ -107,7 +98,7 @@ def test_check_names_every_problem(
     run("git", "reset", "-q", "--hard", "HEAD~1")
 
 
-def test_check_tells_each_problem_on_a_line_of_its_own(repo: Path, run: Run, reproduced: None) -> None:
+def test_check_tells_each_problem_on_a_line_of_its_own(repo: Path, run: Run) -> None:
     """Several of params.yaml, and none more for a file whose name holds a line break."""
     params = repo / "params.yaml"
     params.write_text(params.read_text().replace("lr: 0.02", "lr: high").replace("seed: ", "sede: "))
@@ -123,7 +114,7 @@ def test_check_tells_each_problem_on_a_line_of_its_own(repo: Path, run: Run, rep
     assert said[4] == "error: 4 to mend, then check again"
 
 
-def test_an_experiment_that_would_lack_code_is_refused(repo: Path, run: Run, reproduced: None) -> None:
+def test_an_experiment_that_would_lack_code_is_refused(repo: Path, run: Run) -> None:
     (repo / "chargpt/later.py").write_text("")
     for how in (["--temp"], []):
         done = run("dvc", "exp", "run", *how, "-S", "temperature=0.5", check=False)
@@ -141,7 +132,7 @@ def exp_ref(run: Run, name: str) -> str:
     return next(ref for ref in refs if ref.endswith(f"/{name}")).removeprefix("refs/exps/")
 
 
-def test_gate(run: Run, metrics: Path, reproduced: None) -> None:
+def test_gate(run: Run, metrics: Path) -> None:
     figures = json.loads(metrics.read_text())
     assert "worse" in error(run("chargpt", "gate", check=False))  # nothing changed since HEAD: the commit before it
     assert run("chargpt", "gate", "--against", "HEAD").stdout.count("+0.000000") == len(figures)
@@ -174,12 +165,12 @@ def test_gate(run: Run, metrics: Path, reproduced: None) -> None:
     assert "no metrics here; run dvc repro" in error(run("chargpt", "gate", check=False))
 
 
-def test_gate_against_an_experiment(run: Run, metrics: Path, reproduced: None) -> None:
+def test_gate_against_an_experiment(run: Run, metrics: Path) -> None:
     run("dvc", "exp", "run", "--temp", "-n", "slow", "-S", "lr=1e-06")
     assert "val_loss       slow " in run("chargpt", "gate", "--against", "slow").stdout
 
 
-def test_release_refuses_what_others_could_not_get(repo: Path, run: Run, reproduced: None) -> None:
+def test_release_refuses_what_others_could_not_get(repo: Path, run: Run) -> None:
     def refused(*arguments: str) -> str:
         done = run("chargpt", "release", *arguments, check=False)
         assert run("git", "tag").stdout == ""
@@ -209,7 +200,7 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run, reprodu
     assert store.read_text() == text
 
 
-def test_release_makes_a_version(repo: Path, run: Run, reproduced: None) -> None:
+def test_release_makes_a_version(repo: Path, run: Run) -> None:
     run("dvc", "push")
     assert run("chargpt", "release", "1.0.0").stdout == (
         "registered chargpt@v1.0.0; next: git push origin chargpt@v1.0.0\n"

@@ -9,20 +9,16 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
-from chargpt.resume import State, code_files
-from tests.conftest import IDENTITY, Run, write_params
-from tests.pipeline import ROOT
+from tests.conftest import Run, commit, write_params
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
 OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
 LONG = {"max_iters": 500, "eval_interval": 250, "dropout": 0.1}  # a few seconds
 Start = Callable[..., subprocess.Popen[str]]
@@ -34,8 +30,7 @@ def reference(repo: Path, run: Run) -> dict[str, str]:
     """Hashes of an uninterrupted run's outputs."""
     write_params(repo / "params.yaml", corpus="data/mine.txt", prompt="9", **LONG)
     run("dvc", "repro")
-    run("git", "add", "--all")
-    run("git", *IDENTITY, "commit", "-q", "-m", "reference")
+    commit(repo, "reference")
     assert not states(repo), "a completed run leaves no state"
     return hashes(repo)
 
@@ -75,7 +70,7 @@ def trainers(repo: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "stages.train" in process.cmdline() and Path(process.cwd()) == repo:
+            if process.cmdline()[-2:] == ["stages", "train"] and Path(process.cwd()) == repo:
                 found.append(process)
         except psutil.Error:
             continue
@@ -194,16 +189,6 @@ def test_impatient_signals_do_not_disturb_the_ending(repo: Path, start: Start, r
     assert (status, "continuing at step" in output) == (0, True), output
 
 
-@pytest.mark.parametrize("value", ["often", "-1", "nan", "1,5"])
-def test_seconds_between_saves_must_be_a_number(
-    repo: Path, start: Start, reference: dict[str, str], value: str
-) -> None:
-    status, output = finish(start(CHARGPT_SAVE_EVERY_S=value))
-    assert status != 0
-    assert f"error: CHARGPT_SAVE_EVERY_S is '{value}'; it must be a number of seconds, at least 0" in output
-    assert "Traceback" not in output
-
-
 def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, reference: dict[str, str]) -> None:
     kill_after_a_save(repo, start)
     state = states(repo)[0]
@@ -213,17 +198,6 @@ def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, refer
     status, output = finish(start())
     assert (status, "is damaged; ignored" in output, "continuing" in output) == (0, True, False), output
     assert trained(repo).items() <= reference.items()
-
-
-def test_states_that_nobody_came_back_to_are_removed(repo: Path, run: Run, reference: dict[str, str]) -> None:
-    folder = repo / ".dvc/tmp/chargpt"
-    for name, days in (("old", 15), ("recent", 13)):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "state.safetensors").touch()
-        os.utime(folder / name, (time.time() - days * 86400,) * 2)
-    run("dvc", "repro", "-f", "-s", "--no-run-cache", "train")
-    assert [p.name for p in folder.iterdir()] == ["recent"]
-    shutil.rmtree(folder)
 
 
 def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str, str]) -> None:
@@ -277,88 +251,9 @@ def test_a_queued_experiment_resumes(repo: Path, start: Start, run: Run, referen
     process = start(*command)
     wait_for(lambda: states(repo))
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "stages.train" in child.cmdline():
+        if child.cmdline()[-2:] == ["stages", "train"]:
             child.send_signal(signal.SIGINT)
     status, output = finish(process)
     assert (status != 0, "saved at step" in output) == (True, True), output
     status, output = finish(start(*command))
     assert (status, "continuing at step" in output) == (0, True), output
-
-
-def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path) -> None:
-    """A tmpfs too small for a second copy of the state."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
-    ).returncode:
-        pytest.skip("CANNOT MOUNT A SMALL FILE SYSTEM HERE, the full disk was not tested")
-    code = (
-        "import torch\n"
-        "from chargpt.resume import State\n"
-        "state = State({'a': '1'})\n"
-        "with state.locked():\n"
-        "    state.save({'x': torch.ones(40_000)}, {'step': 1})\n"
-        "    state.save({'x': torch.zeros(40_000)}, {'step': 2})\n"
-        "    tensors, facts = state.load()\n"
-        "    assert facts == {'step': 1} and tensors['x'].sum() == 40_000\n"
-        "    assert len(list(state.folder.iterdir())) == 2\n"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"DVC_ROOT": str(folder), "PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-    assert done.returncode == 0, done.stderr
-    assert "state not saved (No space left on device); the one before it is kept" in done.stderr
-
-
-def test_the_state_of_another_run_is_ignored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    one, other = State({"lr": "1"}), State({"lr": "2"})
-    (tmp_path / ".dvc/tmp/chargpt").mkdir(parents=True)
-    (tmp_path / ".dvc/tmp/chargpt/gone").symlink_to("nowhere")
-    with one.locked(), other.locked():
-        one.save({"x": torch.zeros(3)}, {"step": 1})
-        loaded = one.load()
-        assert loaded and loaded[1] == {"step": 1}
-        shutil.copyfile(one.path, other.path)
-        assert other.load() is None
-    assert "is damaged; ignored, training starts again" in capsys.readouterr().err
-
-
-def test_the_code_is_known_wherever_python_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the project lies below Python's own directory, as in a container's /usr/src."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "prefix", str(ROOT.parent))
-    assert {Path("chargpt/resume.py"), Path("chargpt/errors.py")} <= set(code_files())
-
-
-def test_trainings_share_the_cores() -> None:
-    """Beside one other training, and two workers of DVC's queue, a run takes its part; told a number, it obeys."""
-    code = (
-        "import torch; torch.set_num_threads(12); from chargpt.resume import share_threads; share_threads();"
-        " print(torch.get_num_threads())"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-
-    def threads(**more: str) -> int:
-        command = [sys.executable, "-c", code, "stages.train"]
-        return int(subprocess.run(command, env=environment | more, capture_output=True, check=True).stdout)
-
-    waiting = [sys.executable, "-c", "import time; time.sleep(60)"]
-    before = threads()
-    others = [subprocess.Popen([*waiting, word]) for word in ("stages.train", "queue-worker", "queue-worker")]
-    try:
-        assert threads() < before
-        assert threads(OMP_NUM_THREADS="1") == 12
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from chargpt.app.params_file import load_params
 from chargpt.errors import ChargptError
 from chargpt.model import GPT, GPTConfig
-from chargpt.params import load_params
 from chargpt.sampling import choose, generate, generate_each
-from chargpt.training import new_model, train
+from chargpt.training.loop import train
+from chargpt.training.start import new_model
 from tests.conftest import random_model, write_params
 
 

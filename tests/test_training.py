@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from chargpt.app.params_file import load_params
+from chargpt.app.progress import Progress
+from chargpt.app.signals import Stops
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
 from chargpt.model import GPTConfig
-from chargpt.params import Params, load_params
-from chargpt.resume import State
-from chargpt.stops import Stopped
-from chargpt.training import Curve, Row, continued_model, new_model, rate_factor, train
+from chargpt.params import Params
+from chargpt.training.curve import Curve, Row
+from chargpt.training.loop import train
+from chargpt.training.monitor import Stopped
+from chargpt.training.schedule import rate_factor
+from chargpt.training.start import continued_model, new_model
+from chargpt.training.state import State
 from tests.conftest import random_model, write_params
 
 IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
@@ -72,9 +78,8 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_stopped_in_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_in_the_last_evaluation(tmp_path: Path) -> None:
     """Saved and told by exit status like any other stop; then nothing is left to do but to write the model."""
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     params = params_with(tmp_path)
     whole, rows = run(params)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -84,14 +89,16 @@ def test_stopped_in_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        with pytest.raises(Stopped) as stopped, State({}).locked() as state:
-            train(new_model(params, 11), TRAIN, VAL, params, stop, state=state)
+        stops = Stops()
+        with pytest.raises(Stopped), State(tmp_path, {}).locked() as state:
+            monitor = Progress(params, stops)
+            train(new_model(params, 11), TRAIN, VAL, params, stop, state=state, monitor=monitor)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert stopped.value.code == 143
+    assert stops.status == 143
     again: list[Row] = []
-    with State({}).locked() as state:
+    with State(tmp_path, {}).locked() as state:
         model = train(new_model(params, 11), TRAIN, VAL, params, again.append, state=state)
     assert again == rows
     for name, tensor in model.state_dict().items():

@@ -1,0 +1,97 @@
+"""`chargpt check`: what would go wrong later, and which stages changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from chargpt.app.git import git, remedy, untracked_code
+from chargpt.app.one_line import one_line
+from chargpt.app.params_file import load_params
+from chargpt.download import require_corpus
+from chargpt.errors import ChargptError, escape
+
+
+def problems() -> Iterator[str]:
+    """What would go wrong later, one line each with what to type. Loads torch only if `device` names a GPU."""
+    try:
+        params = load_params()
+    except ChargptError as error:
+        yield str(error)
+    else:
+        try:
+            require_corpus(params.corpus)
+        except ChargptError as error:
+            yield str(error)
+        if not Path(params.legacy_dir).is_dir():
+            yield (
+                f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory;"
+                " set it to one, or type: git checkout data/legacy"
+            )
+        if params.device not in ("auto", "cpu"):
+            from chargpt.device import pick_device
+
+            try:
+                pick_device(params.device)
+            except ChargptError as error:
+                yield str(error)
+    python = shutil.which("python")
+    if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
+        found = f"is {python}" if python else "is not there"
+        yield f"the stages call `python`, which {found}; type: . {Path(sys.prefix) / 'bin/activate'}"
+    for line in importlib.metadata.requires("chargpt") or []:
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            version = _installed(wanted.name)
+            if version is None or not wanted.specifier.contains(version, prereleases=True):
+                yield f"{wanted.name} {version or 'is missing'}: chargpt needs {wanted}; type: pip install -e ."
+    yield from git_problems()
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_problems() -> Iterator[str]:
+    if shutil.which("git") is None:
+        yield "git is not installed, and DVC needs it; install it"
+    elif git("rev-parse", "--git-dir") is None:
+        yield (
+            "no git repository: DVC refuses to run; type: git init && git add --all && git commit -m start"
+            " (or, to run the pipeline only: dvc config --local core.no_scm true)"
+        )
+    else:
+        if git("rev-parse", "--verify", "--quiet", "HEAD") is None:
+            yield 'no commit yet: experiments need one; type: git add --all && git commit -m "start"'
+        if git("var", "GIT_AUTHOR_IDENT") is None or not all(
+            os.environ.get(f"GIT_AUTHOR_{key.upper()}") or git("config", f"user.{key}") for key in ("name", "email")
+        ):
+            yield (
+                "git does not know who you are, so experiments and versions cannot be recorded; type:"
+                ' git config user.name "Your Name" && git config user.email you@example.org'
+            )
+        if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
+            yield "a shallow clone: comparing with older versions fails; type: git fetch --unshallow --tags"
+        if names := [escape(name) for name in untracked_code()]:
+            yield f"{', '.join(names)}: not known to git, so experiments in copies lack it; {remedy(names)}"
+
+
+def changed_stages() -> list[str]:
+    """The stages that `dvc repro` would run now, without those that only depend on them. Raises ChargptError."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            return list(repo.status())
+    except DvcException as error:
+        raise ChargptError(one_line(error)) from None

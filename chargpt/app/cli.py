@@ -1,0 +1,286 @@
+"""The `chargpt` command. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from chargpt.app.one_line import one_line_errors, silence_stdout
+from chargpt.errors import ChargptError, escape
+
+if TYPE_CHECKING:
+    import torch
+
+    from chargpt.model import GPT
+    from chargpt.vocab import Vocab
+
+MODEL = Path("artifacts/model.safetensors")
+
+
+class OneLineErrors(TyperGroup):
+    """Command group that reports errors in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors():
+            try:
+                result = super().invoke(ctx)
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                return result
+            except BrokenPipeError:  # the reader has enough: `chargpt generate | head`
+                silence_stdout()
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="A small language model over characters: generate text, migrate legacy weights, export; check and release.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("chargpt"))
+        raise typer.Exit
+
+
+def _load(model: Path, device: torch.device | str = "cpu") -> tuple[GPT, Vocab]:
+    """`load_model`, which says what makes the pipeline's own model where there is none yet."""
+    from chargpt.checkpoint import load_model
+
+    if model == MODEL and not model.exists():
+        raise ChargptError(f"{model}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    return load_model(model, device)
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Text to continue; - reads it from standard input.", show_default="a line break"),
+    ] = None,
+    prompt_file: Annotated[Optional[Path], typer.Option(help="File of the text to continue.")] = None,  # noqa: UP045
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Characters to generate.")] = 500,
+    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Texts to generate.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest; 1 samples as learned.")] = 0.8,
+    top_k: Annotated[Optional[int], typer.Option(help="Sample from the k likeliest characters only.")] = None,  # noqa: UP045
+    top_p: Annotated[Optional[float], typer.Option(help="Sample from the likeliest that sum to p.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same text.")] = None,  # noqa: UP045
+    model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    output: Annotated[Optional[Path], typer.Option(help="File to write to, once the text is complete.")] = None,  # noqa: UP045
+    exact: Annotated[bool, typer.Option("--exact", help="Always see the whole context; slow past its end.")] = False,
+) -> None:
+    """Continue a prompt; the text goes to standard output as it is made."""
+    import torch
+
+    from chargpt.device import pick_device
+    from chargpt.files import atomic_write
+    from chargpt.sampling import stream
+
+    if prompt is not None and prompt_file is not None:
+        raise ChargptError("--prompt and --prompt-file exclude one another; give one of them")
+    if prompt_file is not None or prompt == "-":
+        try:
+            raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
+            prompt = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        except (AttributeError, UnicodeDecodeError):
+            raise ChargptError(
+                f"{prompt_file or 'standard input'}: closed or not UTF-8 text; save it as UTF-8"
+            ) from None
+    prompt = "\n" if prompt is None else prompt
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
+    gpt, vocab = _load(model, pick_device(device))
+    idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    if sys.stdout is None and output is None:
+        raise ChargptError("standard output is closed; pass --output")
+    with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
+        for sample in range(num_samples):
+            text = stream(
+                gpt,
+                idx,
+                max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+                exact=exact,
+            )
+            head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
+            file.write((head + prompt).encode())
+            for chosen in text:
+                file.write(vocab.decode(chosen.tolist()).encode())
+                file.flush()
+            file.write(b"\n")
+        file.flush()
+
+
+@app.command()
+def migrate(
+    weights_dir: Annotated[Path, typer.Option("--weights-dir", help="Directory of legacy <parameter>.txt files.")],
+    corpus: Annotated[Optional[Path], typer.Option(help="The text that the model was trained on.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.safetensors"),
+    config: Annotated[Optional[Path], typer.Option(help="The legacy config.json, if you have it.")] = None,  # noqa: UP045
+    dialect: Annotated[str, typer.Option(help="auto, or gelu|relu-head|embedding, such as relu-embedding.")] = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Last part of the text, on which the loss is measured.")] = 0.1,
+    params_out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="params.yaml to set so that training continues this model; made if it is not there."),
+    ] = None,
+) -> None:
+    """Convert legacy text weights to a model file that computes the same function."""
+    import tempfile
+
+    from chargpt.app import params_edit
+    from chargpt.checkpoint import load_model
+    from chargpt.data import read_tokens, scan_text, write_tokens
+    from chargpt.legacy import migration
+    from chargpt.legacy.dialect import DIALECTS
+
+    if corpus is None:
+        raise ChargptError(
+            "legacy weights do not hold their vocabulary: pass --corpus with the text the model was trained on"
+        )
+    if dialect not in ("auto", *DIALECTS):
+        raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(DIALECTS)}")
+    if not 0 < val_fraction < 1:
+        raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
+    loop = params_edit.legacy_settings(config) if config and params_out else {}
+    if params_out and (params_out.exists() or params_out.is_symlink()):  # before anything is written
+        params_edit.load_editable(params_out)
+    vocab, length = scan_text(corpus)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.safetensors"
+        write_tokens(tokens, corpus, vocab, length, val_fraction)
+        _, val_ids = read_tokens(tokens, vocab)
+        found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
+    print(found.report())
+    if params_out is not None:
+        sizes = params_edit.matching_params(load_model(output)[0], found.dialect)
+        params_edit.write_params(params_out, sizes | loop)
+        print(f"wrote {params_out}: its model and training keys are now those of the legacy model")
+    print(f"wrote {output}; try: chargpt generate --model {output}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
+    output: Annotated[Path, typer.Option(help="Directory to write, or file if it ends in .onnx.")] = Path("hf"),
+) -> None:
+    """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
+    from chargpt.checkpoint import read_metadata
+
+    gpt, vocab = _load(model)
+    if output.suffix.lower() == ".onnx":
+        from chargpt.export.onnx import save_onnx
+
+        save_onnx(gpt, vocab, output)
+        print(f"wrote {output}; docs/generating.md shows how ONNX Runtime runs it")
+    else:
+        from chargpt.export import huggingface
+
+        huggingface.export(gpt, vocab, output, read_metadata(model)["params"])
+        print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+
+
+@app.command()
+def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
+    """Show a model file's architecture, vocabulary and training parameters."""
+    from chargpt.checkpoint import read_metadata
+
+    gpt, vocab = _load(model)
+    metadata = read_metadata(model)
+    count = sum(p.numel() for p in gpt.parameters())
+    facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}
+    facts |= {"parameters": f"{count:,}"} | metadata["config"]
+    facts |= {"characters": "".join(vocab.itos)}
+    facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
+    for name, value in facts.items():
+        print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
+
+
+@app.command()
+def report(
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Revision, tag or experiment.", show_default="newest version before this model"),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Write a page about the pipeline's model, compared with another version of it."""
+    from chargpt.app.report import write_report
+
+    previous = write_report(output, against, device)
+    print(f"wrote {output}; " + (f"compared with {previous}" if previous else "no earlier version to compare with"))
+
+
+@app.command()
+def check() -> None:
+    """Look for what would go wrong later: parameters, environment, git; and say what to run next."""
+    from chargpt.app.check import changed_stages, problems
+
+    found = [line.removeprefix("error: ") for problem in problems() for line in problem.split("\n")]
+    for problem in found:
+        print(f"problem: {problem}", file=sys.stderr)
+    if found:
+        raise ChargptError(f"{len(found)} to mend, then check again")
+    changed = changed_stages()
+    print("all in order; " + (f"next: dvc repro (changed: {', '.join(changed)})" if changed else "up to date"))
+
+
+@app.command()
+def gate(
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Revision or experiment.", show_default="HEAD, or the commit before if nothing changed since"
+        ),
+    ] = None,
+    max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a part of the old value.")] = 0.01,
+) -> None:
+    """Exit with 1 if a metric got worse than at another revision; for continuous integration."""
+    from chargpt.app.gate import compare
+
+    revision, rows = compare(against, max_regression)
+    for name, before, now, worse in rows:
+        verdict = "  worse" if worse else ""
+        print(f"{escape(name):<14} {revision} {before:.6f}  now {now:.6f}  {now - before:+.6f}{verdict}")
+    names = [name for name, *_, worse in rows if worse]
+    if names:
+        raise ChargptError(
+            f"worse than at {revision} by more than {max_regression:.2%}: {', '.join(names)};"
+            " keep the old model, or allow more with --max-regression"
+        )
+
+
+@app.command()
+def release(
+    version: Annotated[str, typer.Argument(help="Such as v1.2.0.")],
+    name: Annotated[str, typer.Option(help="Artifact that dvc.yaml declares.")] = "chargpt",
+    message: Annotated[Optional[str], typer.Option("--message", "-m", help="Of the tag.")] = None,  # noqa: UP045
+) -> None:
+    """Make the present commit a version of the model, if it is complete and others can get it."""
+    from chargpt.app import release as releasing
+
+    tag = releasing.release(version, name, message)
+    print(f"registered {tag}; next: git push origin {tag}")

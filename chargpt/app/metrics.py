@@ -1,0 +1,45 @@
+"""The model's metrics at other revisions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from chargpt.app.git import git
+from chargpt.app.one_line import one_line
+from chargpt.errors import ChargptError
+from chargpt.files import finite_numbers
+
+ARTIFACT = "chargpt"  # the model's name in dvc.yaml, and the first part of its version tags
+METRICS = "metrics/evaluate.json"
+
+
+def metrics_at(revision: str) -> dict[str, float]:
+    """The numbers in the metrics file at a revision."""
+    import dvc.api
+
+    try:
+        return finite_numbers(dvc.api.metrics_show(METRICS, rev=revision))
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # DVC and git libraries raise all kinds for what is no revision
+        raise ChargptError(
+            f"{revision}: {one_line(error)}; or in CI fetch the whole history (fetch-depth: 0)"
+        ) from None
+
+
+def previous_version(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Tag and metrics of the newest version in this commit's history that has other figures, or None.
+
+    A version with these very figures is this model itself, released before its pipeline ran again.
+    """
+    tags = git("tag", "--merged", "HEAD", "--sort=-version:refname", "--list", f"{ARTIFACT}@v*")
+    for tag in (tags or "").split():
+        try:
+            before = json.loads(git("show", f"{tag}:{METRICS}") or "")
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(before, dict) and before != figures:
+            return tag, finite_numbers(before)
+    return None

@@ -1,0 +1,93 @@
+"""Expected failures in one line, with an exit status: 1 error, 130 Ctrl-C, 143 SIGTERM."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+from chargpt.errors import ChargptError, escape
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; an exception, so that half-written files are removed on the way out."""
+
+
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can(no|')t allocate|failed to allocate|bad_?alloc|failed to map segment"
+    "|can't start new thread",
+    re.IGNORECASE,
+)  # in the words of torch, ONNX Runtime, the loader of libraries, Python
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Report an expected failure in one line on stderr and exit with 1, instead of a traceback.
+
+    Ctrl-C exits with 130, SIGTERM with 143. Anything else is a defect of ours and keeps its traceback.
+    """
+    _reopen_standard_streams()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+    except ChargptError as error:
+        _fail(str(error))
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(str(error)):
+            _fail("not enough memory; free some, or use a smaller model (n_layer, n_embd), batch_size or block_size")
+        if not isinstance(error, OSError):
+            raise
+        silence_stdout()
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not disturb the ending
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(143)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+    raise Terminated
+
+
+def _fail(message: str) -> NoReturn:
+    """End with a message in which control characters of a stranger's file are written out."""
+    sys.exit("error: " + "\n".join(escape(line, len(line)) for line in message.split("\n")))
+
+
+def _reopen_standard_streams() -> None:
+    """Reopen closed standard streams, so that no file of ours gets their descriptors and what is printed to them."""
+    with suppress(OSError):  # no descriptor left: then none of the three is closed
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for good)
+
+
+def silence_stdout() -> None:
+    """Python flushes stdout once more at exit and would complain there."""
+    if sys.stdout is not None:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error as part of one line."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,73 @@
+"""The progress of a training run: a live line in a terminal, plain lines in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from chargpt.app.signals import Stops
+from chargpt.training.monitor import Monitor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from chargpt.params import Params
+    from chargpt.training.curve import Row
+
+
+class Progress(Monitor):
+    """Shows losses, rate, characters per second and time left on stderr, and stops the run when `stops` says so."""
+
+    def __init__(self, params: Params, stops: Stops) -> None:
+        self.stops = stops
+        self.max_iters = params.max_iters
+        self.batch = params.batch_size * params.block_size
+        self.live = sys.stderr.isatty()
+        self.bar: tqdm[None] | None = None
+        self.updates, self.began = 0, time.monotonic()  # of this process
+        self.row = ""
+
+    def __enter__(self) -> Progress:
+        self.stops.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stops.__exit__(*error)
+        if self.bar is not None:
+            self.bar.close()
+
+    def stop_reason(self) -> str:
+        return self.stops.stop_reason()
+
+    def say(self, text: str) -> None:
+        with suppress(OSError):  # nobody may be listening any more
+            tqdm.write(f"train: {text}", file=sys.stderr)
+
+    def started(self, step: int) -> None:
+        total, done = self.max_iters * self.batch, step * self.batch
+        self.bar = tqdm(total=total, initial=done, unit="char", unit_scale=True, disable=not self.live, leave=False)
+        self.began = time.monotonic()
+
+    def stepped(self, losses: Sequence[Tensor]) -> None:
+        assert self.bar is not None
+        self.bar.update(self.batch)
+        self.updates += 1
+        if self.live and len(losses) % 20 == 1:  # reading a loss makes a GPU wait
+            self.bar.set_description_str(f"train {losses[-1].item():.3f} {self.row}", refresh=False)
+
+    def evaluated(self, row: Row) -> None:
+        self.row = f"val {row.val_loss:.4f} lr {row.lr:.2e}"
+        if not self.live:
+            self.say(f"step {row.step}/{self.max_iters}: train {row.train_loss:.4f} {self.row}{self._pace(row.step)}")
+
+    def _pace(self, step: int) -> str:
+        """Characters per second and time left, once there is something to measure."""
+        if not self.updates:
+            return ""
+        seconds = (time.monotonic() - self.began) / self.updates
+        return f", {self.batch / seconds:.0f} char/s, {seconds * (self.max_iters - step):.0f} s left"

@@ -1,0 +1,72 @@
+"""`chargpt release`: may this commit become a version of the model?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+from ruamel.yaml import YAML
+
+from chargpt.app.check import git_problems
+from chargpt.app.git import git
+from chargpt.app.metrics import ARTIFACT
+from chargpt.app.one_line import one_line
+from chargpt.errors import ChargptError
+
+
+def release(version: str, name: str = ARTIFACT, message: str | None = None) -> str:
+    """Register HEAD as a version of the model, with gto's annotated tag, which is returned.
+
+    Raises ChargptError, and makes nothing, unless: dvc.yaml declares the name, the tree is clean, dvc.lock belongs to
+    it, the remote holds every object, and the version is a new one.
+    """
+    try:
+        number = Version(version.removeprefix("v"))
+        if len(number.release) != 3:
+            raise InvalidVersion
+    except ValueError:  # InvalidVersion, or numbers longer than Python reads
+        raise ChargptError(f"{version[:40]}: not a version; it must look like v1.2.0") from None
+    declared = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8")).get("artifacts", {})
+    if name not in declared:
+        raise ChargptError(f"{name}: dvc.yaml declares no such artifact; name one of: {', '.join(declared) or 'none'}")
+    for problem in git_problems():
+        raise ChargptError(problem)
+    if dirty := (git("status", "--porcelain") or "").splitlines():
+        names = _few([line[3:] for line in dirty])
+        raise ChargptError(f"uncommitted changes in {names}; commit them, so that the version names what you have")
+    done = _dvc("repro", "--dry", "--allow-missing")
+    if done.returncode or "Running stage" in done.stdout:
+        raise ChargptError(
+            "dvc.lock is out of step with the code, params.yaml or the outputs here; type: dvc repro, and commit it"
+        )
+    done = _dvc("status", "--cloud", "--json")
+    if done.returncode:
+        raise ChargptError(
+            f"the remote cannot be asked: {done.stderr.strip().splitlines()[-1]}; mend it, then release again"
+        )
+    absent = [name for name, state in json.loads(done.stdout or "{}").items() if state in ("new", "missing")]
+    if absent:
+        raise ChargptError(f"not on the remote: {_few(sorted(absent))}; type: dvc push")
+    return _register(name, f"v{number}", message or f"{name} v{number}")
+
+
+def _register(name: str, version: str, message: str) -> str:
+    from gto.api import register
+    from gto.exceptions import GTOException
+
+    try:
+        register(".", name, "HEAD", version=version, message=message)
+    except GTOException as error:
+        raise ChargptError(one_line(error)) from None
+    return f"{name}@{version}"
+
+
+def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,41 @@
+"""`chargpt report`: the page about the present model, compared with another version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chargpt.app.metrics import METRICS, metrics_at, previous_version
+from chargpt.errors import ChargptError
+from chargpt.files import read_json, write_text
+
+MODEL, TOKENS, CURVE = "artifacts/model.safetensors", "data/tokens.safetensors", "metrics/curves.tsv"
+TRACKED = "metrics/report.html"
+
+
+def write_report(output: Path, against: str | None = None, device: str = "auto") -> str | None:
+    """Write the page to `output`; returns the revision that it compares with, or None if there is none.
+
+    against: any revision or experiment; None takes the newest version in this commit's history whose metrics differ.
+    Raises ChargptError if the pipeline's outputs are not here, or the revision has no metrics.
+    """
+    from chargpt.checkpoint import load_model
+    from chargpt.data import read_tokens
+    from chargpt.device import pick_device
+    from chargpt.report.curve import read_curve
+    from chargpt.report.page import make_report
+
+    if output.resolve() == Path(TRACKED).resolve():
+        raise ChargptError(f"{output}: belongs to the evaluate stage; give another path with --output")
+    if not Path(MODEL).exists():
+        raise ChargptError(f"{MODEL}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    model, vocab = load_model(MODEL, pick_device(device))
+    _, val_ids = read_tokens(TOKENS, vocab)
+    curve = read_curve(CURVE)
+    if against is None:
+        previous = previous_version(read_json(METRICS))
+    else:
+        previous = (against, metrics_at(against))
+        if not previous[1]:
+            raise ChargptError(f"{against}: has no {METRICS}; name a revision that has it with --against")
+    write_text(output, make_report(model, vocab, val_ids, curve, previous).page)
+    return previous[0] if previous else None

@@ -1,0 +1,108 @@
+"""The weights in GPT-2's layout.
+
+GPT-2 differs from our model in three ways, and each folds into the weights exactly: its linear layers are stored
+transposed, its attention scale is always that of the head, and its output head has no bias.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chargpt.model import GPT, GPTConfig
+
+LAYER_NORM_EPS = 1e-5
+
+
+def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights (float32) under GPT-2's names and shapes, and the config.json that goes with them."""
+    c = model.config
+    weights = {name: t.detach().cpu().double() for name, t in model.state_dict().items()}
+    head_bias = weights.pop("lm_head.bias")
+    # The head's bias b, moved into the final LayerNorm's: W (x + d) = W x + b, where W d = b has a solution.
+    shift = torch.linalg.lstsq(weights["lm_head.weight"], head_bias[:, None], driver="gelsd").solution[:, 0]
+    shift = shift.float().double()  # as it will be stored; a huge one would drown what it is added to
+    extra = 0
+    if shift.abs().max() < 100 and torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5):
+        weights["ln_f.bias"] += shift
+    else:
+        extra = c.n_head
+        weights = _widen(weights, head_bias, c)
+    width, head_size = c.n_embd + extra, (c.n_embd + extra) // c.n_head
+    tensors = {}
+    for name, tensor in weights.items():
+        if name.endswith("attn.c_attn.weight"):
+            tensor[:width] *= c.scale * math.sqrt(head_size)  # GPT-2 will divide by sqrt(head_size)
+            tensors[f"transformer.{name[:-6]}bias"] = torch.zeros(3 * width)
+        if ".c_" in name and tensor.dim() == 2:
+            tensor = tensor.T
+        tensors[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor.float().contiguous()
+    return tensors, _config(c, width)
+
+
+def _config(c: GPTConfig, width: int) -> dict[str, Any]:
+    """config.json of a GPT-2 whose layers are `width` wide."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.block_size,
+        "n_embd": width,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_inner": 4 * c.n_embd,
+        "activation_function": c.activation,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "layer_norm_epsilon": LAYER_NORM_EPS * c.n_embd / width,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+
+
+def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig) -> dict[str, Tensor]:
+    """The same function with one more unit per head; the first carries a constant 1 into the head, times its bias.
+
+    For a vocabulary larger than the width, where no shift of the final LayerNorm can stand for every bias.
+    LayerNorm subtracts the mean, so all that is written to the residual stream may have its mean removed;
+    units that are always zero then only shrink the variance by n_embd / width, which weights and eps make up for.
+    """
+    C, nh, hs = c.n_embd, c.n_head, c.n_embd // c.n_head
+    width = C + nh
+
+    def per_head(matrix: Tensor) -> Tensor:
+        """(groups * C, n) -> (groups * width, n): a zero row after each head's."""
+        heads = matrix.reshape(-1, hs, matrix.size(1))
+        return torch.cat([heads, heads.new_zeros(heads.size(0), 1, heads.size(2))], 1).flatten(0, 1)
+
+    def pad(tensor: Tensor, dim: int = -1) -> Tensor:
+        """Zeros for the new units along a dimension of the residual stream."""
+        zeros = list(tensor.shape)
+        zeros[dim] = nh
+        return torch.cat([tensor, tensor.new_zeros(zeros)], dim)
+
+    wide = {}
+    for name, t in weights.items():
+        if name in ("wte.weight", "wpe.weight"):
+            t = pad(t - t.mean(1, keepdim=True))
+        elif "ln_" in name:
+            t = pad(t * math.sqrt(C / width)) if name.endswith("weight") else pad(t)
+        elif name.endswith("c_attn.weight"):
+            t = per_head(pad(t))
+        elif name.endswith("c_fc.weight") or name == "lm_head.weight":
+            t = pad(t)
+        elif name.endswith("c_proj.weight"):
+            t = pad(t - t.mean(0), 0)
+            t = per_head(t.T).T if ".attn." in name else t
+        elif name.endswith("c_proj.bias"):
+            t = pad(t - t.mean())
+        wide[name] = t
+    wide["ln_f.bias"][C] = 1
+    wide["lm_head.weight"][:, C] = head_bias
+    return wide

@@ -1,0 +1,1 @@
+"""Legacy text weights: the format, its dialects, the migrated model."""

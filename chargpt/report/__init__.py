@@ -1,0 +1,1 @@
+"""Where a model's loss comes from, and a page about the model."""

@@ -1,0 +1,84 @@
+"""The page's charts, as images inside it; the same numbers give the same bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from chargpt.report.analysis import Analysis
+from chargpt.vocab import Vocab
+
+STYLE: Any = {
+    "svg.hashsalt": "chargpt",  # else ids are random
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "text.parse_math": False,  # a dollar sign is a character here
+}
+
+
+def charts(curve: Mapping[str, Sequence[float]], analysis: Analysis, vocab: Vocab) -> list[tuple[str, str]]:
+    """Title and address of each chart.
+
+    curve: columns `step`, `train_loss`, `val_loss`, `lr`.
+    """
+    seen, losses = zip(*analysis.positions(), strict=True)
+    hardest = analysis.hardest(vocab)
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has other fonts
+        by_position = line_chart(seen, losses, "characters of context", "nats per character")
+        return [
+            ("Loss by step", loss_chart(curve)),
+            ("Learning rate by step", line_chart(curve["step"], curve["lr"], "step", "learning rate")),
+            ("Loss by characters seen before", by_position),
+            ("Hardest characters", bar_chart([name for name, _, _ in hardest], [nats for *_, nats in hardest])),
+        ]
+
+
+def loss_chart(curve: Mapping[str, Sequence[float]]) -> str:
+    """Training and validation loss by step, as an image's address."""
+    figure, axes = _chart("step", "nats per character")
+    axes.plot(curve["step"], curve["train_loss"], color="#8a8a8a", label="training", marker=".")
+    axes.plot(curve["step"], curve["val_loss"], color="#c8501e", label="validation", marker=".")
+    axes.legend(frameon=False)
+    return _address(figure)
+
+
+def line_chart(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> str:
+    """One line, as an image's address."""
+    figure, axes = _chart(x_label, y_label)
+    axes.plot(x, y, color="#c8501e", marker="." if len(x) < 20 else None)
+    return _address(figure)
+
+
+def bar_chart(names: Sequence[str], nats: Sequence[float]) -> str:
+    """Horizontal bars, the first on top, as an image's address."""
+    figure, axes = _chart("nats per character", "")
+    axes.barh(range(len(names)), nats, color="#c8501e")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return _address(figure)
+
+
+def _chart(x_label: str, y_label: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def _address(figure: Figure) -> str:
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing.getvalue()).decode()

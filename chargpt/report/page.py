@@ -1,0 +1,111 @@
+"""A page about a model that opens anywhere: curves, metrics, a sample, and text coloured by surprise.
+
+One file without scripts or links; the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from chargpt.data import Ids
+from chargpt.evaluation import metrics
+from chargpt.model import GPT
+from chargpt.report.analysis import Analysis, Prediction, analyse, predictions, visible
+from chargpt.report.charts import charts
+from chargpt.sampling import generate
+from chargpt.vocab import Vocab
+
+LEVELS = 9  # of surprise, one bit each; the last is open
+STRETCH = 1200  # characters of the validation text that the page shows
+CONTINUATION = 400  # characters that the model writes after it
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is found out about a model: its metrics, where its loss comes from, and the page as HTML."""
+
+    figures: dict[str, float]
+    analysis: Analysis
+    page: str
+
+
+def make_report(
+    model: GPT,
+    vocab: Vocab,
+    val_ids: Ids,
+    curve: Mapping[str, Sequence[float]],
+    previous: tuple[str, Mapping[str, float]] | None = None,
+) -> Report:
+    """Evaluate a model on a whole split and write the page about it.
+
+    val_ids: (N,) unsigned, N >= 2. curve: columns `step`, `train_loss`, `val_loss`, `lr`. previous: name and metrics of
+    another version, to compare with.
+    """
+    analysis = analyse(model, val_ids)
+    figures = metrics(analysis.val_loss)
+    stretch = torch.from_numpy(val_ids[: STRETCH + 1].astype("int64"))
+    written = generate(model, stretch[None], CONTINUATION, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    page = render(
+        facts={"parameters": f"{sum(p.numel() for p in model.parameters()):,}"} | vars(model.config),
+        figures=figures,
+        previous=previous,
+        charts=charts(curve, analysis, vocab),
+        stretch=predictions(model, vocab, val_ids[: STRETCH + 1]),
+        sample=vocab.decode(written[0, len(stretch) :]),
+    )
+    return Report(figures, analysis, page)
+
+
+def render(
+    *,
+    facts: Mapping[str, Any],
+    figures: Mapping[str, float],
+    previous: tuple[str, Mapping[str, float]] | None,
+    charts: Sequence[tuple[str, str]],
+    stretch: Sequence[Prediction],
+    sample: str,
+) -> str:
+    """The page as HTML.
+
+    facts: what to say of the model, by name. figures: its metrics; previous: name and metrics to compare with.
+    charts: title and image address of each. stretch: text with the model's expectations. sample: text that the model
+    wrote after it.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    table = [(name, value, previous[1].get(name) if previous else None) for name, value in sorted(figures.items())]
+    return environment.get_template("report.html.j2").render(
+        facts=facts,
+        metrics=table,
+        previous=previous[0] if previous else None,
+        charts=charts,
+        stretch=[_cell(prediction) for prediction in stretch],
+        levels=range(LEVELS),
+        sample="".join(_printable(character) for character in sample),
+    )
+
+
+def _cell(prediction: Prediction) -> dict[str, Any]:
+    """A character of the coloured text: how it looks, its level of surprise, and what is said of it on hover."""
+    character, p = prediction.character, prediction.probability
+    bits = -math.log2(max(p, 2**-40))
+    lines = [f"{visible(character)}  {p:.1%}, {bits:.1f} bits", "", "expected:"]
+    lines += [f"{'>' if other == character else ' '} {visible(other)}  {q:.1%}" for other, q in prediction.likeliest]
+    shown = visible(character) if character == "\n" else _printable(character)
+    return {"shown": shown, "level": min(LEVELS - 1, int(bits)), "about": "\n".join(lines), "ends": character == "\n"}
+
+
+def _printable(character: str) -> str:
+    """A character of running text: what would not print, or would turn the text around, by name."""
+    return character if character == "\n" or character.isprintable() else visible(character)

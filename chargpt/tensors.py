@@ -1,0 +1,125 @@
+"""Safetensors files, whole or not there: the only importer of that library."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.errors import ChargptError, escape
+from chargpt.files import atomic_path, atomic_write, unique_keys
+
+MAX_HEADER = 20_000_000  # bytes; a thousand layers and every Unicode character need 17 million
+AGAIN = "fetch or make it again"
+FORMAT_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
+
+
+def write_arrays(
+    path: str | Path, dtype: np.dtype[Any], sizes: Mapping[str, int], chunks: Iterable[NDArray[Any]]
+) -> None:
+    """Write 1-D tensors of one unsigned dtype to a .safetensors file without holding them in memory.
+
+    sizes: name -> number of elements, in the order in which `chunks` delivers them, split anywhere.
+    Raises ChargptError if the chunks do not add up to the sizes.
+    """
+    header, end = {}, 0
+    for name, size in sizes.items():
+        start, end = end, end + size * dtype.itemsize
+        header[name] = {"dtype": FORMAT_NAMES[dtype.name], "shape": [size], "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # the format aligns the data to 8 bytes
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        written = 0
+        for chunk in chunks:
+            written += file.write(chunk.astype(dtype.newbyteorder("<"), copy=False).tobytes())
+        if written != end:
+            raise ChargptError(f"{path}: the text changed while it was being read; run again")
+
+
+def read_arrays(path: str | Path, names: Iterable[str]) -> list[NDArray[Any]]:
+    """Memory-map the named 1-D arrays of a .safetensors file. Raises ChargptError if it is not such a file."""
+    with open_tensors(path) as file:
+        formats = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        missing = sorted(name for name in names if formats.get(name) not in FORMAT_NAMES.values())
+        if missing:
+            raise ChargptError(f"{path}: has no tensor {', '.join(missing)} of ids; run `dvc repro` to make it again")
+        return [file.get_tensor(name).numpy() for name in names]
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, open for reading as memory-mapped torch tensors.
+
+    Raises ChargptError with the reason if it is missing, empty, truncated or no safetensors file at all.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ChargptError(f"{path}: no such file; give the path of one that is there")
+    with path.open("rb") as start:
+        length = start.read(8)
+        if not length:
+            raise ChargptError(f"{path}: the file is empty; fetch or make it again")
+        if int.from_bytes(length, "little") > MAX_HEADER:
+            raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long); {AGAIN}")
+        header = start.read(int.from_bytes(length, "little"))
+    try:
+        json.loads(header, object_pairs_hook=unique_keys)  # of a tensor that is there twice, the library takes one
+    except (ValueError, RecursionError) as error:
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
+    try:
+        opened = safe_open(path, framework="pt")
+    except RuntimeError as error:  # torch's word for a file larger than the address space
+        raise ChargptError(
+            f"{path}: cannot be mapped into memory ({escape(error)}); free some, or use a smaller model"
+        ) from None
+    except SafetensorError as error:
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
+    try:
+        with opened as file:
+            yield file
+    except SafetensorError as error:
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write torch tensors atomically; the same tensors and metadata give the same bytes.
+
+    metadata: at most one key, because the library writes several in random order.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    assert len(metadata) <= 1, "several metadata keys are written in random order"
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # the library's wrapping of what the operating system said
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from None
+
+
+def tensor_hash(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """sha256 (hexadecimal) of the tensors' own sha256, in the order of their names, and the facts as sorted JSON."""
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = list(pool.map(lambda name: hashlib.sha256(tensors[name].numpy().data).digest(), sorted(tensors)))
+    return hashlib.sha256(b"".join(digests) + json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def is_finite(tensor: Any) -> bool:
+    """Whether every value is a number; the sum, which is fast, is one only then (or if it overflows)."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

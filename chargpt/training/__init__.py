@@ -1,0 +1,1 @@
+"""Training a model: the loop, what it saves, how it is watched."""

@@ -1,0 +1,44 @@
+"""The training curve: losses by step, in a file that grows while training runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TextIO
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of the training curve; losses in nats per character, `step` updates made so far."""
+
+    step: int
+    train_loss: float
+    val_loss: float
+    lr: float
+
+    def __str__(self) -> str:
+        return f"{self.step}\t{self.train_loss:.6f}\t{self.val_loss:.6f}\t{self.lr:.8g}\n"
+
+
+class Curve:
+    """The curve as a tab-separated file, made at the first row and written line by line, so that it can be watched."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> Curve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def add(self, row: Row) -> None:
+        """Write one row."""
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)  # may be a link into DVC's cache
+            self.file = self.path.open("w", newline="\n", buffering=1)
+            self.file.write("\t".join(field.name for field in fields(Row)) + "\n")
+        self.file.write(str(row))

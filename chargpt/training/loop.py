@@ -1,0 +1,199 @@
+"""The training loop: evaluate, save, update, until the last update is made; it can be stopped at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from chargpt.data import Ids, training_batch
+from chargpt.device import pick_device, pick_dtype
+from chargpt.errors import ChargptError
+from chargpt.evaluation import evaluate
+from chargpt.model import GPT
+from chargpt.training.curve import Row
+from chargpt.training.monitor import Monitor, Stopped
+from chargpt.training.run import Run
+from chargpt.training.schedule import rate_factor
+from chargpt.training.state import State
+from chargpt.training.world import World
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
+
+SAVE, STOP = 1, 2  # what a process may want to do before an update
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same while a model is trained. net: the model as it is called; dtype: of matrix products."""
+
+    net: Callable[[Tensor], Tensor]
+    train_ids: Ids
+    val_ids: Ids
+    params: Params
+    world: World
+    dtype: torch.dtype
+
+
+def train(
+    model: GPT,
+    train_ids: Ids,
+    val_ids: Ids,
+    params: Params,
+    on_row: Callable[[Row], None],
+    *,
+    state: State | None = None,
+    world: World | None = None,
+    monitor: Monitor | None = None,
+) -> GPT:
+    """Train with `max_iters` updates and return the model at its lowest validation loss.
+
+    train_ids, val_ids: 1-D unsigned. on_row: called with each point of the curve, before the first update, every
+    eval_interval updates and after the last; after an interruption with the earlier ones again.
+    state: where to save, and to continue from. monitor: who watches, and may stop the run. The same arguments on the
+    same machine give the same bytes, interrupted or not. Raises ChargptError if the text is too short for block_size
+    or the loss stops being a number; Stopped, with the state saved, if the monitor stops it.
+    """
+    world = world or World(pick_device(params.device))
+    check_sizes(train_ids, params, world)
+    dtype = pick_dtype(params.dtype, world.device)
+    run = Run(model.to(world.device).train(), params, dtype)
+    saved = state.load() if state else None
+    if saved:
+        run.restore(*saved, world.rank)
+    task = Task(wrap(model, params, world), train_ids, val_ids, params, world, dtype)
+    monitor = monitor or Monitor()
+    teller, on_row = (monitor, on_row) if world.rank == 0 else (Monitor(), lambda row: None)  # one process speaks
+    for row in run.rows:
+        on_row(row)
+    with monitor:
+        teller.started(run.step)
+        if saved:
+            teller.say(f"continuing at step {run.step}")
+        while True:
+            if evaluation_is_due(run, params):
+                row = add_row(run, task)
+                on_row(row)
+                teller.evaluated(row)
+            save_or_stop(run, world, state, monitor, teller)
+            if run.step == params.max_iters:
+                break
+            update(run, task)
+            teller.stepped(run.losses)
+        teller.say(f"done; the weights of the lowest validation loss, {run.best_loss:.4f}, are kept")
+    model.load_state_dict(run.best)
+    return model.eval()
+
+
+def update(run: Run, task: Task) -> None:
+    """One update of every weight: batch and forward, backward, clip, step."""
+    loss = batch_loss(run.step, task)
+    loss.backward()
+    run.losses.append(loss.detach())
+    if task.params.grad_clip:
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), task.params.grad_clip)
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = task.params.lr * rate_factor(run.step, task.params)
+        optimizer.step()
+        optimizer.zero_grad()
+    run.step += 1
+
+
+def batch_loss(step: int, task: Task) -> Tensor:
+    """Mean loss, in nats per character, of this process's share of the batch of update `step`; a scalar."""
+    params, world = task.params, task.world
+    idx, targets = training_batch(task.train_ids, params.block_size, params.batch_size, params.seed, step)
+    share = params.batch_size // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    idx, targets = idx[mine].to(world.device), targets[mine].to(world.device)
+    if params.dropout:
+        seed = (params.seed * 1_000_003 + step) * world.size + world.rank
+        torch.manual_seed(seed % 2**63)  # as large as torch takes
+    with torch.autocast(world.device.type, task.dtype, enabled=task.dtype != torch.float32):
+        logits = task.net(idx)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def evaluation_is_due(run: Run, params: Params) -> bool:
+    """Before the first update, every eval_interval updates and after the last; not again where a saved run goes on."""
+    on_schedule = run.step % params.eval_interval == 0 or run.step == params.max_iters
+    return on_schedule and (not run.rows or run.rows[-1].step < run.step)
+
+
+def add_row(run: Run, task: Task) -> Row:
+    """Evaluate the model as it is; the row, added to the curve. Raises ChargptError if a loss is not finite."""
+    losses = run.losses or [batch_loss(run.step, task).detach()]  # before the first update, that of its batch
+    train_loss = task.world.mean(torch.stack(losses).mean()).item()
+    lr = task.params.lr * rate_factor(run.step, task.params)
+    row = Row(run.step, train_loss, evaluate(run.model, task.val_ids), lr)
+    check_finite(row, task.params)
+    run.rows.append(row)
+    run.losses.clear()
+    run.keep_if_best(row.val_loss)
+    return row
+
+
+def save_or_stop(run: Run, world: World, state: State | None, monitor: Monitor, teller: Monitor) -> None:
+    """Save the state if it is time to; raise Stopped, with the state saved, if any process is asked to stop."""
+    reason = monitor.stop_reason()
+    due = state is not None and world.rank == 0 and state.due()
+    action = world.max(STOP if reason else SAVE if due else 0)
+    saved = False
+    if state and action:
+        tensors = run.tensors(world)
+        saved = world.rank == 0 and state.save(tensors, run.facts())
+    if action == STOP:
+        where = f"saved at step {run.step}" if saved else "not saved"
+        teller.say(f"stopped ({reason or 'another process'}); {where}, run again to go on")
+        raise Stopped
+
+
+def check_sizes(train_ids: Ids, params: Params, world: World) -> None:
+    """Raise ChargptError if the text is too short or the batch cannot be shared out evenly."""
+    if len(train_ids) <= params.block_size:
+        raise ChargptError(
+            f"the text has {len(train_ids)} characters to train on; block_size={params.block_size} needs at least"
+            f" {params.block_size + 1}: use a longer text or -S block_size={max(1, len(train_ids) // 2)}"
+        )
+    if params.batch_size % world.size:
+        raise ChargptError(
+            f"batch_size={params.batch_size} cannot be shared evenly by {world.size} processes;"
+            f" try -S batch_size={math.ceil(params.batch_size / world.size) * world.size}"
+        )
+
+
+def check_finite(row: Row, params: Params) -> None:
+    """Raise ChargptError if a loss is not a finite number."""
+    if not math.isfinite(row.train_loss + row.val_loss):
+        raise ChargptError(
+            f"step {row.step}: training loss {row.train_loss}, validation loss {row.val_loss}: training diverged, no"
+            f" model was written; try a lower rate (-S lr={params.lr / 3:.2g}), more warmup_iters or grad_clip: 1.0"
+        )
+
+
+def wrap(model: GPT, params: Params, world: World) -> Callable[[Tensor], Tensor]:
+    """The model as it is called in training: compiled and shared between processes where asked for.
+
+    Raises ChargptError if torch cannot compile here.
+    """
+    net: torch.nn.Module = model
+    if world.size > 1:
+        net = DistributedDataParallel(net)
+    if not params.compile:
+        return net
+    net = torch.compile(net)  # type: ignore[assignment]
+    try:  # a missing compiler shows at the first call only
+        net(torch.zeros(1, params.block_size, dtype=torch.int64, device=world.device)).sum().backward()
+        model.zero_grad()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ChargptError(f"compile: true does not work here ({reason}); use -S compile=false") from None
+    return net

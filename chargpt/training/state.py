@@ -1,0 +1,123 @@
+"""The saved state of an unfinished run, and one process at a time on it.
+
+DVC deletes a stage's outputs before it runs, so the state lies beside them, in a directory named by a fingerprint of
+everything that determines the result: a changed parameter, input or code file is another directory, and starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import zc.lockfile
+from torch import Tensor
+
+from chargpt.errors import ChargptError
+from chargpt.tensors import open_tensors, tensor_hash, write_tensors
+
+LOCK_WAIT_S = 60.0  # an orphaned predecessor needs a step or an evaluation to notice and save
+ABANDONED_AFTER_S = 14 * 86400.0  # a state that nobody came back to
+
+
+class State:
+    """The saved state of one training run: tensors and facts, whole or not there, verified when read.
+
+    root: directory for all states. inputs: what determines the result; another value is another run. fresh: ignore what
+    is saved. say: told, in one line each, what a person should know.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        inputs: Mapping[str, str],
+        *,
+        save_every_s: float = 15.0,
+        fresh: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / fingerprint
+        self.path = self.folder / "state.safetensors"
+        self.fresh, self.say = fresh, say
+        self.save_every_s = save_every_s
+        self._next_save = time.monotonic() + self.save_every_s
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[State]:
+        """Hold the run for this process alone; an orphaned predecessor gets a minute to save and end."""
+        path = str(self.folder / "lock")
+        deadline, told = time.monotonic() + LOCK_WAIT_S, False
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)  # a finished predecessor removes it
+            try:
+                lock = zc.lockfile.LockFile(path, content_template="{pid}")
+                break
+            except zc.lockfile.LockError:
+                if time.monotonic() > deadline:
+                    raise ChargptError(
+                        f"{path}: another process trains with the same parameters and data; wait for it or stop it"
+                    ) from None
+                if not told:
+                    self.say("waiting for another process with the same run to end")
+                    told = True
+                time.sleep(0.2)
+        try:
+            self._tidy_up()
+            yield self
+        finally:
+            lock.close()
+
+    def _tidy_up(self) -> None:
+        """Remove what a process left that was killed while it saved, and runs that nobody came back to."""
+        for half_written in self.folder.glob(".*.tmp"):
+            half_written.unlink()
+        for other in self.folder.parent.iterdir():
+            with contextlib.suppress(OSError):  # another run may just have removed its own
+                if other != self.folder and other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S:
+                    shutil.rmtree(other, ignore_errors=True)
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() >= self._next_save
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
+        """Write the state; whether it could. A full disk costs this save, not the run nor the state before it."""
+        held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        about = {"facts": facts, "run": self.folder.name}
+        about["sha256"] = tensor_hash(held, about)
+        try:
+            write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
+            saved = True
+        except OSError as error:
+            self.say(f"state not saved ({error.strerror}); the one before it is kept; free some disk space")
+            saved = False
+        self._next_save = time.monotonic() + self.save_every_s  # from here: a slow disk must not make it due at once
+        return saved
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The saved tensors and facts, or None. A damaged file is reported and ignored."""
+        if self.fresh:
+            self.path.unlink(missing_ok=True)
+        if not self.path.exists():
+            return None
+        try:
+            with open_tensors(self.path) as file:
+                about = json.loads(file.metadata()["chargpt_state"])
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            claimed = about.pop("sha256")
+            if tensor_hash(tensors, about) != claimed or about["run"] != self.folder.name:
+                raise ValueError("damaged, or another run's")
+            return tensors, about["facts"]
+        except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
+            self.say(f"{self.path} is damaged; ignored, training starts again")
+            return None
+
+    def clear(self) -> None:
+        """Remove the state: the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""The runner, `python -m stages NAME`: checks params.yaml, then runs one stage; expected failures are one line.
+
+The stage's module is imported last: loading torch takes seconds, and may be interrupted or run out of memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chargpt.app.git import refuse_untracked_code
+from chargpt.app.one_line import one_line_errors
+from chargpt.app.params_file import load_params
+from chargpt.errors import ChargptError
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
+
+
+def main() -> None:
+    """Run the stage that the first argument names."""
+    with one_line_errors():
+        names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+        if len(sys.argv) != 2 or sys.argv[1] not in names:
+            raise ChargptError(f"type: python -m stages NAME, with one of {', '.join(names)}")
+        refuse_untracked_code()
+        run(sys.argv[1], load_params())
+
+
+def run(name: str, params: Params) -> None:
+    """Run a stage with what it needs from its surroundings."""
+    if name == "train":
+        train(params)
+    elif name == "download":
+        from chargpt.app.machine import cache_folder
+
+        import_module("stages.download").main(params, cache_folder())
+    else:
+        import_module(f"stages.{name}").main(params)
+
+
+def train(params: Params) -> None:
+    """Run the train stage: with torchrun where `launch` says so, else watched and stoppable in this process."""
+    from chargpt.app import machine
+    from chargpt.app.launch import launch, launched, place
+    from chargpt.app.progress import Progress
+    from chargpt.app.signals import Stops
+    from chargpt.training.monitor import Stopped, Surroundings
+
+    if params.launch != "python" and not launched():
+        return launch(params.launch.split()[1:], "stages", "train")
+    stops = Stops()
+    surroundings = Surroundings(
+        monitor=Progress(params, stops),
+        state_root=machine.state_root(),
+        save_every_s=machine.seconds_between_saves(),
+        fresh=machine.fresh_start(),
+        runs_here=machine.runs_here(),
+        place=place(),
+        reread=load_params,
+    )
+    try:
+        import_module("stages.train").main(params, surroundings)
+    except Stopped:
+        sys.exit(stops.status or 1)
+
+
+if __name__ == "__main__":
+    main()
