@@ -94,44 +94,39 @@ def generate(
     from chargpt.files import atomic_write
     from chargpt.sampling import stream
 
-    if prompt is not None and prompt_file is not None:
-        raise ChargptError("--prompt and --prompt-file exclude one another; give one of them")
-    if prompt_file is not None or prompt == "-":
-        try:
-            raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
-            prompt = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        except (AttributeError, UnicodeDecodeError):
-            raise ChargptError(
-                f"{prompt_file or 'standard input'}: closed or not UTF-8 text; save it as UTF-8"
-            ) from None
-    prompt = "\n" if prompt is None else prompt
+    text = _read_prompt(prompt, prompt_file)
     if seed is not None and not 0 <= seed < 2**63:
         raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
     gpt, vocab = _load(model, pick_device(device))
-    idx = torch.tensor([vocab.encode(prompt)], dtype=torch.int64)
+    idx = torch.tensor([vocab.encode(text)], dtype=torch.int64)
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     if sys.stdout is None and output is None:
         raise ChargptError("standard output is closed; pass --output")
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
     with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
         for sample in range(num_samples):
-            text = stream(
-                gpt,
-                idx,
-                max_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                generator=generator,
-                exact=exact,
-            )
             head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
-            file.write((head + prompt).encode())
-            for chosen in text:
+            written = stream(gpt, idx, max_tokens, generator=generator, **options)
+            file.write((head + text).encode())
+            for chosen in written:
                 file.write(vocab.decode(chosen.tolist()).encode())
                 file.flush()
             file.write(b"\n")
         file.flush()
+
+
+def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The text to continue: given, from a file, from standard input, or a line break."""
+    if prompt is not None and prompt_file is not None:
+        raise ChargptError("--prompt and --prompt-file exclude one another; give one of them")
+    if prompt_file is None and prompt != "-":
+        return "\n" if prompt is None else prompt
+    try:
+        raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (AttributeError, UnicodeDecodeError):
+        raise ChargptError(f"{prompt_file or 'standard input'}: closed or not UTF-8 text; save it as UTF-8") from None
 
 
 @app.command()

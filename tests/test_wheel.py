@@ -1,0 +1,69 @@
+"""The wheel, installed where nothing else is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from chargpt.checkpoint import save_model
+from chargpt.model import GPT
+from chargpt.vocab import Vocab
+from tests.pipeline import ROOT
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the files that git knows, as a fresh clone has them."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in names.split("\0"):
+        if name and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(folder.glob("chargpt-*.tar.gz"))) == 1
+    (found,) = folder.glob("chargpt-*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = [*ROOT.glob("chargpt/**/*.py"), *ROOT.glob("chargpt/**/*.j2"), ROOT / "chargpt/py.typed"]
+    assert names == {path.relative_to(ROOT).as_posix() for path in files}
+
+
+@pytest.mark.timeout(900)
+def test_the_wheel_works_alone(wheel: Path, tmp_path: Path, model: GPT, vocab: Vocab) -> None:
+    """In an empty environment and an empty directory, with nothing of this checkout on any path."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", "env")
+    run("env/bin/python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    save_model(tmp_path / "M", model, vocab)
+    assert run("env/bin/chargpt", "--version").strip() == wheel.name.split("-")[1]
+    text = run("env/bin/chargpt", "generate", "--model", "M", "--prompt", "abc", "--max-tokens", "20", "--seed", "1")
+    assert (text[:3], len(text)) == ("abc", 24)
+    corpus = "".join(map(chr, range(65, 130))) * 20
+    (tmp_path / "corpus.txt").write_text(corpus, encoding="utf-8")
+    weights = ["--weights-dir", ROOT / "data/legacy/weights", "--dialect", "relu-embedding"]
+    said = run("env/bin/chargpt", "migrate", *weights, "--corpus", "corpus.txt", "--output", "new.safetensors")
+    assert "largest error 0.0; dialect relu-embedding" in said
+    assert "n_layer" in run("env/bin/chargpt", "inspect", "new.safetensors")
+    run("env/bin/chargpt", "export", "--model", "new.safetensors", "--output", "hf")
+    assert (tmp_path / "hf/README.md").read_text().startswith("---\nlibrary_name: transformers\n")
