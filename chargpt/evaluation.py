@@ -45,7 +45,7 @@ def evaluate(model: GPT, ids: Ids) -> float:
 
 
 def metrics(val_loss: float) -> dict[str, float]:
-    """A loss in nats per character as the figures that are reported, rounded to what one machine repeats.
+    """A loss in nats per character as the figures that are reported, rounded to six decimals, which one machine reproduces.
 
     bits_per_char = val_loss / ln 2; perplexity = exp(val_loss), the number of equally likely characters.
     Raises ChargptError if the loss is not a finite number.

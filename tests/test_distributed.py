@@ -80,7 +80,7 @@ def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) ->
 
 
 def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path) -> None:
-    """As the README's two commands start them, each in a copy of its own."""
+    """As the two commands in docs/scaling.md start them, each in a copy of its own."""
     shutil.copytree(prepared, tmp_path / "second", ignore=shutil.ignore_patterns("metrics", ".dvc"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
