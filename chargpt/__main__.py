@@ -1,4 +1,7 @@
-"""The `chargpt` command and `python -m chargpt`: reports expected failures in one line, from the first import on."""
+"""The entry point of the `chargpt` command and of `python -m chargpt`.
+
+Expected failures are reported in one line, including failures while modules are imported.
+"""
 
 import io
 import sys
@@ -9,7 +12,8 @@ from chargpt.app.one_line import one_line_errors
 def main() -> None:
     """Run the command that the arguments name."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be what the terminal cannot show
+        # a path may contain characters that the terminal's encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors():
         from chargpt.app.cli import app
 

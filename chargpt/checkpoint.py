@@ -1,7 +1,8 @@
-"""A model and its vocabulary in one self-contained .safetensors file, and back.
+"""Save a model and its vocabulary in one self-contained .safetensors file, and load them.
 
-The file holds the tensors and one metadata key, `chargpt`: JSON with `format_version`, `config` (the
-architecture), `vocab` (the characters), `params` (what it was trained with) and `sha256` (of all of it).
+The file holds the tensors and one metadata key, `chargpt`. Its value is JSON with `format_version`, `config` (the
+architecture), `vocab` (the characters), `params` (the parameters that the model was trained with) and `sha256` (a
+checksum of the tensors and of the other entries).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from chargpt.vocab import Vocab
 
 
 def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, Any] | None = None) -> None:
-    """Write model and vocabulary; the same weights, vocabulary and params always give the same bytes.
+    """Write a model and its vocabulary. The same weights, vocabulary and params always give the same bytes.
 
-    params: JSON values kept for the reader's information; nothing depends on them.
-    Raises ChargptError if a weight is not finite: a diverged model must not pass for a good one.
+    params: JSON values for people to read; nothing depends on them.
+    Raises ChargptError if a weight is not finite, so that nobody takes a diverged model for a good one.
     """
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in model.state_dict().items()}
     for name, tensor in tensors.items():
@@ -42,9 +43,10 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocab]:
-    """The model, ready to evaluate, and its vocabulary. The weights are memory-mapped until they are moved.
+    """Load a model, in evaluation mode, and its vocabulary.
 
-    Raises ChargptError saying why a file is refused; nothing in it is trusted or executed.
+    The weights are memory-mapped until they are moved to another device. Nothing in the file is trusted or executed.
+    Raises ChargptError if the file is refused; the message says why.
     """
     model, vocab, weights = read_model_file(path)
     model.load_state_dict(weights, assign=True)
@@ -52,6 +54,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GP
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What the file says of itself: format_version, config, vocab, params, sha256. Raises as `load_model`."""
+    """The entries of the key `chargpt`. Raises ChargptError if the file is not a model of a known format version."""
     with open_tensors(path) as file:
         return parse_metadata(path, file.metadata())

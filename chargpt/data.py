@@ -1,6 +1,6 @@
-"""Text to token ids, in constant memory; the split; training and evaluation windows.
+"""From text to token ids, and from token ids to windows for training and evaluation.
 
-A corpus may be larger than memory: text streams through in pieces, ids are memory-mapped.
+A corpus may be larger than memory: its text is read piece by piece, and its ids are memory-mapped.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from chargpt.errors import ChargptError
 from chargpt.tensors import read_arrays, write_arrays
 from chargpt.vocab import Vocab, code_points
 
-CHUNK_BYTES = 1 << 18  # fits the processor's cache, where the table look-up is fastest
+CHUNK_BYTES = 1 << 18  # a piece of this size fits the processor's cache, so the table look-up is fast
 Ids = NDArray[np.unsignedinteger]
 
 
 def read_text(path: str | Path) -> Iterator[str]:
-    """The characters of a UTF-8 file, in pieces of bounded size.
+    """Yield the characters of a UTF-8 file, in pieces of bounded size.
 
-    As the legacy system's text mode read them: CRLF and CR become LF. A byte-order mark is dropped.
-    Raises ChargptError if there is no such file or a byte is not UTF-8, naming the byte.
+    CRLF and CR become LF, because the legacy system read its text that way. A byte-order mark at the start is dropped.
+    Raises ChargptError if there is no such file, or if a byte is not UTF-8; the message gives its position.
     """
     path = Path(path)
     if not path.is_file():
         raise ChargptError(f"{path}: no such text file; set `corpus` to the path of a UTF-8 text")
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset = 0  # of the first byte not yet decoded
+    offset = 0  # position in the file of the first byte that is not yet decoded
     with path.open("rb") as file:
         while True:
             chunk = file.read(CHUNK_BYTES)
@@ -56,7 +56,7 @@ def read_text(path: str | Path) -> Iterator[str]:
 def scan_text(path: str | Path) -> tuple[Vocab, int]:
     """The vocabulary of a text (its distinct characters, sorted) and its length in characters.
 
-    Raises ChargptError as `read_text` does, and if the text is empty.
+    Raises ChargptError if `read_text` raises it, or if the text is empty.
     """
     seen = np.zeros(0x110000, dtype=bool)  # one flag per Unicode code point
     length = 0
@@ -70,9 +70,10 @@ def scan_text(path: str | Path) -> tuple[Vocab, int]:
 
 
 def split_sizes(length: int, val_fraction: float) -> tuple[int, int]:
-    """Characters to train on (the first) and to validate on (the last), as the legacy system split them.
+    """How many characters to train on (the text's first part) and to validate on (the rest).
 
-    Raises ChargptError if either part has fewer than two characters, which is one prediction.
+    length: of the text, in characters. The legacy system splits a text in the same way.
+    Raises ChargptError if a part has fewer than two characters, the fewest that contain a prediction.
     """
     train = int((1 - val_fraction) * length)
     if min(train, length - train) < 2:
@@ -84,16 +85,20 @@ def split_sizes(length: int, val_fraction: float) -> tuple[int, int]:
 
 
 def write_tokens(path: str | Path, corpus: str | Path, vocab: Vocab, length: int, val_fraction: float) -> None:
-    """Encode a text of `length` characters into a .safetensors file of 1-D `train` and `val`, dtype `vocab.dtype`."""
+    """Encode a text into a .safetensors file with two 1-D arrays of dtype `vocab.dtype`: `train` and `val`.
+
+    length: of the text, in characters. val_fraction: the part of the text, at its end, that becomes `val`.
+    Raises ChargptError if the text is too short to split, has another length, or has a character outside `vocab`.
+    """
     train, val = split_sizes(length, val_fraction)
     chunks = (vocab.encode_array(text) for text in read_text(corpus))
     write_arrays(path, vocab.dtype, {"train": train, "val": val}, chunks)
 
 
 def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
-    """Training and validation ids, memory-mapped 1-D unsigned arrays of at least two.
+    """Read training and validation ids: two memory-mapped 1-D arrays of `vocab.dtype`, at least two ids in each.
 
-    Raises ChargptError if the file holds something else, or an id that the vocabulary does not have.
+    Raises ChargptError if the file holds anything else, or an id outside the vocabulary.
     """
     train, val = read_arrays(path, ["train", "val"])
     for name, ids in (("train", train), ("val", val)):
@@ -106,9 +111,10 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
 
 
 def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Random windows for one update: the same for the same seed and step, whatever was drawn before.
+    """Draw the random windows of one update. They depend on the seed and the step only, not on earlier draws.
 
-    ids: (N,) with N > block_size. Returns inputs and their next characters, both (batch_size, block_size) int64.
+    ids: (N,) unsigned, N > block_size. step: number of the update, from 0.
+    Returns the inputs and the character that follows each of them, both (batch_size, block_size) int64.
     """
     starts = np.random.default_rng((seed, step)).integers(0, len(ids) - block_size, batch_size)
     windows = ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
@@ -117,10 +123,10 @@ def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: 
 
 
 def evaluation_batches(ids: Ids, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ordered windows that predict every character of `ids` but the first exactly once.
+    """Yield ordered windows that predict every character of `ids` but the first exactly once.
 
-    Yields inputs and targets (B, T) int64, T = block_size and B = batch_size except in the last full batch,
-    and at the end one (1, remainder) if the last window is partial.
+    Yields inputs and targets, both (B, T) int64, with T = block_size and B = batch_size. The last batch of whole
+    windows may be smaller. If characters are left over, a last pair of shape (1, remainder) follows.
     """
     full, rest = divmod(len(ids) - 1, block_size)
     for first in range(0, full, batch_size):

@@ -1,8 +1,8 @@
-"""Reading characters and predicting the next one, as fast as the machine can: ONNX Runtime on a CPU.
+"""Read characters and predict the next one: fast, with ONNX Runtime, on a CPU; with torch on other devices.
 
-At this size torch spends most of a character's time on starting operations, not on arithmetic. ONNX Runtime runs the
-same step three times as fast; `graph.py` makes its graph from the model's weights in milliseconds. Elsewhere (a GPU)
-the model itself runs, with its key/value cache.
+For a model of this size, torch spends most of the time of a character on starting operations, not on arithmetic. ONNX
+Runtime runs the same step three times as fast, and `graph.py` makes the graph from the model's weights in milliseconds.
+On other devices, or if the model is too large for one graph, the torch model itself runs with its key/value cache.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ PARAMETERS_PER_THREAD = 400_000  # work per character that justifies another thr
 
 
 class Decoder(Protocol):
-    """A model that has read `length` characters of each of a batch of texts."""
+    """Reads a batch of texts of equal length, and predicts the next character of each."""
 
     @property
     def length(self) -> int:
-        """Characters read."""
+        """How many characters of each text have been read."""
 
     def read(self, idx: IDS) -> NDArray[np.float32]:
-        """Read idx (B, S) after what was read before; the logits (B, vocab_size) of what follows the last."""
+        """Read idx (B, S) after the characters read before; return the next character's logits (B, vocab_size)."""
 
     def forget(self) -> None:
-        """Start again with nothing read."""
+        """Forget every character that was read."""
 
 
 def make_decoder(model: GPT, batch_size: int) -> Decoder:
-    """The fastest decoder for where the model is and how large."""
+    """The fastest decoder for the model's device and size."""
     onnx_runs = fits(model) and model.wte.weight.device.type == "cpu"
     return OnnxDecoder(model, batch_size) if onnx_runs else TorchDecoder(model, batch_size)
 
 
 class TorchDecoder:
-    """The model itself, with its cache, on any device."""
+    """Runs the torch model itself, with its key/value cache, on any device."""
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         self.model = model
@@ -65,7 +65,7 @@ class TorchDecoder:
 
 
 class OnnxDecoder:
-    """The model's weights, as they are now, in an ONNX Runtime session."""
+    """Runs a copy of the model's present weights in an ONNX Runtime session, on a CPU."""
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         c = model.config
@@ -77,7 +77,7 @@ class OnnxDecoder:
         self.session = onnxruntime.InferenceSession(
             onnx_model(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        # Everything is bound to memory once; a cache is read and extended in place.
+        # Inputs and outputs are bound to memory once. A cache is input and output at once: it is extended in place.
         self.binding = self.session.io_binding()
         shape = (batch_size, c.n_head, c.block_size, padded_head_size(model))
         self.caches = {
@@ -107,7 +107,7 @@ class OnnxDecoder:
             self.session.run_with_iobinding(self.binding)
             logits = self.logits
         else:
-            if self.length:  # the attention takes several positions at once only into an empty cache
+            if self.length:  # ONNX Runtime's attention reads several positions at once only if its cache is empty
                 return [self.read(column) for column in np.split(idx, count, axis=1)][-1]
             logits = np.empty((batch_size, count, self.logits.shape[2]), np.float32)
             positions = np.arange(count)

@@ -1,4 +1,4 @@
-"""What to compute on: device and number format."""
+"""Choose the device to compute on and the number format."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from chargpt.errors import ChargptError
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device of a params.yaml value; `auto` takes cuda, then mps, then cpu.
+    """The torch device for a value of `device` in params.yaml. `auto` takes the first available of cuda, mps, cpu.
 
-    Raises ChargptError if it is not there.
+    Raises ChargptError if the device is not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -29,10 +29,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The number format of matrix products while training; weights stay float32.
+    """The number format of matrix products in training. Weights stay float32.
 
-    `auto` takes bfloat16 where a GPU or the processor's matrix units (Intel AMX) compute it natively, else float32.
-    Raises ChargptError if the device cannot do what is asked for.
+    `auto` takes bfloat16 if a GPU or the processor's matrix units (Intel AMX) compute it natively, else float32.
+    Raises ChargptError if the device does not support `dtype`.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -46,7 +46,10 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def share_cores(runs: int, say: Callable[[str], None]) -> None:
-    """Compute with this run's part of the threads, because threads that take turns on a core hold up one another."""
+    """Limit torch to this run's share of the threads: threads that take turns on a core slow one another down.
+
+    runs: trainings on this machine, this one included. say: called with a line for the user if the limit changes.
+    """
     threads = torch.get_num_threads()
     share = max(1, threads // runs)
     if share < threads:

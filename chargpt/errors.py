@@ -1,8 +1,8 @@
-"""The one error type that users can cause, and how it may quote what strangers wrote."""
+"""The one type of all errors that users can cause, and the escaping of untrusted text in messages."""
 
 
 class ChargptError(ValueError):
-    """A mistake in what chargpt was given: the message names the file, line or key and says what to do."""
+    """Something that chargpt was given is wrong. The message names the file, line or key and says what to do."""
 
 
 def escape(value: object, length: int = 200) -> str:

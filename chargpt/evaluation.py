@@ -13,16 +13,17 @@ from chargpt.data import Ids, evaluation_batches
 from chargpt.errors import ChargptError
 from chargpt.model import GPT
 
-# characters and logits of a forward pass: enough to keep a CPU busy in little memory, and a GPU busy
+# (characters, logits): limits of one forward pass. Both keep the device busy; the CPU's also keep memory small.
 CPU_PASS, GPU_PASS = (512, 1 << 22), (65_536, 1 << 28)
 
 
 @torch.no_grad()
 def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loss of each character in ordered, non-overlapping windows, the last partial one included.
+    """Yield the loss of each character but the first, in ordered windows that do not overlap.
 
-    ids: (N,) unsigned integers, N >= 2. Yields windows of characters to predict, (B, T) int64, and their losses in
-    nats, (B, T) float32, both on the CPU. The model is evaluated without dropout and left in its former mode.
+    ids: (N,) unsigned integers, N >= 2. The last window may be partial. Yields the characters to predict, (B, T) int64,
+    and their losses in nats, (B, T) float32, both on the CPU. The model runs without dropout, and then returns to the
+    mode that it was in.
     """
     was_training = model.training
     model.eval()
@@ -45,9 +46,10 @@ def evaluate(model: GPT, ids: Ids) -> float:
 
 
 def metrics(val_loss: float) -> dict[str, float]:
-    """A loss in nats per character as the figures that are reported, rounded to six decimals, which one machine reproduces.
+    """The metrics that are reported for a loss in nats per character.
 
-    bits_per_char = val_loss / ln 2; perplexity = exp(val_loss), the number of equally likely characters.
+    bits_per_char = val_loss / ln 2. perplexity = exp(val_loss): the number of equally likely characters to choose from.
+    All are rounded to six decimals: so many are reproducible on one machine.
     Raises ChargptError if the loss is not a finite number.
     """
     if not math.isfinite(val_loss):

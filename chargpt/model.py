@@ -1,6 +1,6 @@
-"""The GPT: GPT-2's decoder with the legacy head, and its key/value cache.
+"""The model: GPT-2's decoder with the output layer of the legacy scripts, and its key/value cache.
 
-Source: Radford et al. 2019 (GPT-2) for the block, openai/gpt-2 and karpathy/nanoGPT for the names.
+Sources: Radford et al. 2019 (GPT-2) for the blocks; openai/gpt-2 and karpathy/nanoGPT for the names.
 Shapes in comments: B batch, T positions, C n_embd, nh n_head, hs head size, V vocab_size.
 """
 
@@ -22,9 +22,9 @@ AttentionScale = Literal["head", "embedding"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The architecture: all that is needed to build the model.
+    """The architecture: everything that is needed to build the model.
 
-    Raises ChargptError if a size is below 1, `n_embd` is no multiple of `n_head`, `dropout` is outside
+    Raises ChargptError if a size is below 1, `n_embd` is not a multiple of `n_head`, `dropout` is outside
     [0, 1), or `activation` or `attention_scale` is unknown.
     """
 
@@ -53,15 +53,18 @@ class GPTConfig:
 
     @property
     def scale(self) -> float:
-        """The factor on attention scores: head size ** -0.5, or the oldest legacy releases' n_embd ** -0.5."""
+        """The factor that attention scores are multiplied with.
+
+        It is head size ** -0.5, or n_embd ** -0.5 as in the oldest legacy releases.
+        """
         width = self.n_embd // self.n_head if self.attention_scale == "head" else self.n_embd
         return width**-0.5
 
 
 class KVCache:
-    """Keys and values of the positions a model has already seen, for generating one character at a time.
+    """Keys and values of the positions that a model has already read, to generate one character at a time.
 
-    `keys` and `values`: per layer (B, nh, block_size, hs), allocated once; the first `length` positions are filled.
+    `keys` and `values`: (n_layer, B, nh, block_size, hs), allocated once. The first `length` positions are filled.
     """
 
     def __init__(self, model: GPT, batch_size: int) -> None:
@@ -73,32 +76,33 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new positions' k, v (B, nh, T, hs); return all so far (B, nh, length + T, hs)."""
+        """Store k and v of T new positions, (B, nh, T, hs); return those of all positions, (B, nh, length + T, hs)."""
         end = self.length + k.size(2)
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-PLAIN_ATTENTION_LENGTH = 256  # positions
+PLAIN_ATTENTION_LENGTH = 256  # positions; for more, torch's fused kernel is used
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
-    """Causal attention written out; q, k, v and the result (B, nh, T, hs).
+    """Causal attention written out as matrix products. q, k, v and the result: (B, nh, T, hs).
 
-    On a CPU in bfloat16, torch's fused kernel makes no use of the matrix units: up to PLAIN_ATTENTION_LENGTH this is
-    up to twice as fast. It needs memory for T x T weights, the fused kernel does not.
+    dropout: probability in [0, 1). scale: factor on the attention scores.
+    On a CPU in bfloat16, torch's fused kernel does not use the matrix units. Up to PLAIN_ATTENTION_LENGTH positions,
+    this function is up to twice as fast. It needs memory for T x T weights, which the fused kernel does not need.
     """
     B, nh, T, hs = q.shape
     q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
     future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    with torch.autocast(q.device.type, enabled=False):  # it would compute the softmax in float32
+    with torch.autocast(q.device.type, enabled=False):  # autocast would compute the softmax in float32
         weights = torch.baddbmm(future.expand(B * nh, T, T), q, k.mT, alpha=scale).softmax(-1)
         return (F.dropout(weights, dropout) @ v).view(B, nh, T, hs)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before it."""
+    """Multi-head attention in which each position sees itself and the positions before it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -109,6 +113,7 @@ class CausalSelfAttention(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """x and the result: (B, T, C). With a cache, x follows the cached positions, and its own are added."""
         B, T, C = x.shape
         # (B, T, 3C) -> three of (B, nh, T, hs)
         qkv = self.c_attn(x).view(B, T, 3, self.config.n_head, C // self.config.n_head)
@@ -116,7 +121,7 @@ class CausalSelfAttention(nn.Module):
         mask = None
         if cache is not None and cache.length:
             k, v = cache.append(self.layer, k, v)
-            if T > 1:  # each new position sees the cached ones and the new ones up to itself
+            if T > 1:  # a new position sees all cached positions, and the new positions up to itself
                 mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
         elif cache is not None:
             cache.append(self.layer, k, v)
@@ -132,7 +137,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward layer, four times as wide inside."""
+    """The feed-forward layer; its hidden layer is four times as wide as the model."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -142,11 +147,12 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x and the result: (B, T, C)."""
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added to the residual stream."""
+    """Attention, then feed-forward. Each reads a normalised copy of the residual stream and adds its result to it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -156,17 +162,18 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """x and the result: (B, T, C). cache: as for `CausalSelfAttention`."""
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
-    """Character ids in, next-character logits out."""
+    """The model: computes the logits of the next character from the ids of characters."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        # from_pretrained, because Embedding's own initialisation is slow to load on the meta device
+        # from_pretrained skips Embedding's own initialisation, which is slow to load on the meta device
         self.wte = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.n_embd), freeze=False)
         self.wpe = nn.Embedding.from_pretrained(torch.empty(config.block_size, config.n_embd), freeze=False)
         self.drop = nn.Dropout(config.dropout)
@@ -177,7 +184,10 @@ class GPT(nn.Module):
             self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal(0, 0.02), narrower for what writes to the residual stream; biases zero. Source: GPT-2."""
+        """Draw matrices and embeddings from Normal(0, 0.02), and set biases to zero. Source: GPT-2.
+
+        Matrices that write to the residual stream get the smaller standard deviation 0.02 / sqrt(2 n_layer).
+        """
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -186,10 +196,10 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits of the next character at each position.
+        """The logits of the next character at each position.
 
-        idx: (B, T) int64 in [0, vocab_size), T at most block_size less what `cache` holds, which it then extends.
-        Returns (B, T, vocab_size) float32. Raises ChargptError if T does not fit into block_size.
+        idx: (B, T) int64 in [0, vocab_size). cache: the positions before idx; those of idx are added to it.
+        Returns (B, T, vocab_size) float32. Raises ChargptError if cached and new positions exceed block_size.
         """
         start = 0 if cache is None else cache.length
         end = start + idx.size(1)

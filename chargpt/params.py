@@ -15,16 +15,16 @@ from pydantic.fields import FieldInfo
 from chargpt.errors import ChargptError
 
 DEVICES = r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?)$"
-# no option that names a program or another machine: a params.yaml may be a stranger's, and torchrun unpickles
-# what the machine at a rendezvous address sends
+# No option may name a program or another machine: a params.yaml may come from a stranger, and torchrun unpickles
+# whatever the machine at a rendezvous address sends.
 LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ][1-9][0-9]?)$"
-PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # a message that names it must stay one line
+PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # no line break, so that a message with the path is one line
 PATTERNS = {
     DEVICES: "one of auto, cpu, mps, cuda, cuda:N",
     LAUNCH: "python, or torchrun --standalone --nproc-per-node N",
     PATH: "a path, not empty, without control characters",
 }
-MAX_REPORTED = 8  # problems named at once
+MAX_REPORTED = 8  # problems named in one message
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -34,10 +34,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Params(BaseModel):
-    """Every value of params.yaml, checked for name, type, range and the rules between them.
+    """Every value of params.yaml, checked for name, type and range. `check_params` adds rules between values.
 
-    Types are strict: `true` is no number, `1.0` no whole number, `"3"` neither; a whole number may stand
-    for a float. params.yaml explains each key.
+    Types are strict: `true` is not a number, and `1.0` and `"3"` are not whole numbers. A whole number is accepted
+    for a float. The comments in params.yaml explain each key.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -82,10 +82,10 @@ class Params(BaseModel):
 
 
 def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") -> Params:
-    """The values of a whole params.yaml as parameters.
+    """Check the values of a whole params.yaml and return them as parameters.
 
-    source: how messages name the place. Raises ChargptError with one line per problem: key, value found, what is
-    allowed, nearest valid name.
+    source: the file's name in messages. Raises ChargptError with one line per problem: the key, the value found, what
+    is allowed, or the nearest valid name.
     """
     try:
         params = Params.model_validate(values)
@@ -105,22 +105,23 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
 
 
 def check_value(key: str, value: object, where: str) -> None:
-    """Raise ChargptError, naming the place, if the value is not allowed for the key."""
+    """Raise ChargptError if the value is not allowed for the key. where: the file's name in the message."""
     try:
         Params.model_validate({key: value})
-    except ValidationError as error:  # of the missing keys at least
+    except ValidationError as error:  # always raised, because the other keys are missing
         if any(problem["loc"][0] == key for problem in error.errors()):
             raise ChargptError(f"{where}: {key} is {show_value(value)}; it must be {allowed(key)}") from None
 
 
 def allowed(field: str) -> str:
-    """What a key accepts, in words: `a number, > 0, <= 10`."""
+    """The values that a key accepts, in words, such as `a number, > 0, <= 10`."""
     return _describe(Params.model_fields[field])
 
 
 def _problems(source: str | Path, error: ValidationError) -> list[str]:
-    """A line for each of the first problems, and how many more there are."""
-    problems = {str(problem["loc"][0]): problem for problem in error.errors(include_url=False)}  # a union has several
+    """A line for each of the first MAX_REPORTED problems, and one with the number of the others."""
+    # pydantic may report several problems of one key; keep one for each
+    problems = {str(problem["loc"][0]): problem for problem in error.errors(include_url=False)}
     lines = []
     for key, problem in list(problems.items())[:MAX_REPORTED]:
         if problem["type"] == "extra_forbidden":
@@ -140,12 +141,12 @@ def _problems(source: str | Path, error: ValidationError) -> list[str]:
 
 
 def show_value(value: object) -> str:
-    """A value of params.yaml in at most a line; nested aliases and giant numbers are not written out."""
+    """A value of params.yaml as text of at most one line. Nested values and huge numbers are abbreviated."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     try:
         return short.repr(value)
-    except ValueError:  # a number of thousands of digits
+    except ValueError:  # raised for a number with thousands of digits
         return "a number too long to show"
 
 

@@ -1,4 +1,4 @@
-"""Choosing the next character, and generating text with it."""
+"""Choose the next character from the model's predictions, and generate text character by character."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from chargpt.decoder import make_decoder
 from chargpt.errors import ChargptError
 from chargpt.model import GPT
 
-DRAWN_AT_ONCE = 256  # random numbers per row
-KEPT_PART = 8  # an eighth of the context already predicts as well as all of it, and leaves most of it to fill
+DRAWN_AT_ONCE = 256  # random numbers drawn at once for each row
+KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as all of it, and leaves 7/8 free
 
 
 def choose(
@@ -26,18 +26,20 @@ def choose(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> NDArray[np.int64]:
-    """One id per row, drawn from the tempered and truncated distribution by inverting its cumulative sum.
+    """Draw one id per row from the model's probabilities, by inverting their cumulative sum.
 
-    logits: (B, V); uniform: (B,) in [0, 1), the randomness. Returns (B,) int64.
-    temperature: 0 takes the most likely. top_k: keep the k most likely (of equals, those with the lower id).
-    top_p: keep the fewest most likely whose probabilities reach top_p (Source: Holtzman et al. 2020).
+    logits: (B, V) floats. uniform: (B,) random numbers in [0, 1). Returns (B,) int64.
+    temperature: divides the logits; 0 takes the likeliest id. top_k: draw from the k likeliest ids only (of equally
+    likely ids, the lower ones). top_p: draw only from the likeliest ids, as few as add up to a probability of top_p
+    (source: Holtzman et al. 2020). Raises ChargptError if a logit is not finite.
     """
     best = logits.max(axis=1, keepdims=True)
     if not np.isfinite(logits).all():
-        raise ChargptError("the model's predictions are not finite numbers: a diverged model; use another")
+        raise ChargptError("the model's predictions are not finite numbers: it diverged in training; use another")
     if temperature == 0:
         return logits.argmax(axis=1)
-    with np.errstate(over="ignore"):  # the largest is moved to 0: only what is impossible overflows, to -inf
+    # The largest logit becomes 0. A logit that overflows is so far below that its id is impossible: -inf is right.
+    with np.errstate(over="ignore"):
         probs = np.exp(np.subtract(logits, best, dtype=np.float64) / temperature)
     if top_k is not None or top_p is not None:
         order = np.argsort(-logits, axis=1, kind="stable")
@@ -63,10 +65,13 @@ def stream(
     generator: torch.Generator | None = None,
     exact: bool = False,
 ) -> Iterator[Tensor]:
-    """An iterator over the next ids (B,) int64, `max_tokens` of them; the arguments are those of `generate`."""
+    """An iterator that yields the next id of each row, (B,) int64, `max_tokens` times.
+
+    The arguments are those of `generate`. They are checked at the call, before the first id is asked for.
+    """
     _check_ids(model, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
-    # Each row has its own stream of randomness, so that a text does not depend on how many are made beside it.
+    # Each row has its own random generator, so that its text does not depend on the number of rows.
     rows = [_row_generator(generator) for _ in range(idx.size(0))]
     return _stream(model, idx, max_tokens, rows, exact, temperature=temperature, top_k=top_k, top_p=top_p)
 
@@ -75,7 +80,8 @@ def _stream(
     model: GPT, idx: Tensor, max_tokens: int, rows: list[torch.Generator], exact: bool, **options: Any
 ) -> Iterator[Tensor]:
     block_size = model.config.block_size
-    kept = block_size if exact else max(1, block_size // KEPT_PART)  # read again when the context is full
+    # number of characters that are read again when the context is full
+    kept = block_size if exact else max(1, block_size // KEPT_PART)
     decoder = make_decoder(model, idx.size(0))
     recent = unread = idx[:, -block_size:].cpu().numpy()
     for step in range(max_tokens):
@@ -102,14 +108,15 @@ def generate(
     generator: torch.Generator | None = None,
     exact: bool = False,
 ) -> Tensor:
-    """Continue each row of idx (B, T) int64 by `max_tokens` characters: (B, T + max_tokens) int64.
+    """Continue each row of idx (B, T) int64 by `max_tokens` characters; return (B, T + max_tokens) int64.
 
-    temperature: >= 0, 0 takes the most likely character; top_k: >= 1 or None; top_p: in (0, 1] or None.
-    generator: a CPU generator to draw from, torch's own if None; the same state gives the same text.
-    exact: what happens when the context is full. Learned positions cannot slide along, so each further character
-    needs the last block_size ones read again from position 0. That is what `exact` does, at ten times the
-    cost; otherwise the last eighth is read again whenever the context is full, and a prediction sees between an
-    eighth and all of block_size characters, which measurably loses nothing.
+    temperature: >= 0; 0 takes the likeliest character. top_k: >= 1 or None. top_p: in (0, 1] or None.
+    generator: a CPU generator, or None for torch's own. The same state of the generator gives the same text.
+    exact: what to do when the context is full. Position embeddings are learned, so a full context cannot slide on by
+    one character: it must be read again from position 0. If `exact` is true, the last block_size characters are read
+    again for each further character, which costs ten times as much. If it is false, the last eighth of the context is
+    read again each time that the context is full. A prediction then sees between an eighth of block_size characters
+    and all of them, with no measurable loss of quality.
     Raises ChargptError for an empty prompt or an argument out of its range.
     """
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
@@ -128,9 +135,11 @@ def generate_each(
     generator: torch.Generator | None = None,
     exact: bool = False,
 ) -> list[Tensor]:
-    """Continue prompts of different lengths, (T,) int64 each, by `max_tokens`; the options are those of `generate`.
+    """Continue prompts of different lengths, each (T,) int64, by `max_tokens` characters.
 
-    Those of one length are generated together; a text depends on its place among the prompts, not on the others.
+    The options are those of `generate`. Returns one tensor (T + max_tokens,) int64 for each prompt, in their order.
+    Prompts of the same length are generated together. The other prompts do not change a text; its place in the list
+    does, because that decides its random numbers.
     """
     _check_options(max_tokens, temperature, top_k, top_p)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

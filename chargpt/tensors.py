@@ -1,4 +1,4 @@
-"""Safetensors files, whole or not there: the only importer of that library."""
+"""Read and write safetensors files. A file is complete or absent. No other module imports that library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from chargpt.errors import ChargptError, escape
 from chargpt.files import atomic_path, atomic_write, unique_keys
 
-MAX_HEADER = 20_000_000  # bytes; a thousand layers and every Unicode character need 17 million
+MAX_HEADER = 20_000_000  # bytes; a model with 1000 layers and every Unicode character needs 17 million
 AGAIN = "fetch or make it again"
 FORMAT_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
 
@@ -28,10 +28,10 @@ FORMAT_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
 def write_arrays(
     path: str | Path, dtype: np.dtype[Any], sizes: Mapping[str, int], chunks: Iterable[NDArray[Any]]
 ) -> None:
-    """Write 1-D tensors of one unsigned dtype to a .safetensors file without holding them in memory.
+    """Write 1-D arrays of one dtype (uint8, uint16 or uint32) to a .safetensors file without holding them in memory.
 
-    sizes: name -> number of elements, in the order in which `chunks` delivers them, split anywhere.
-    Raises ChargptError if the chunks do not add up to the sizes.
+    sizes: name -> number of elements. chunks: the elements of all arrays in this order, in pieces of any length.
+    Raises ChargptError if the chunks have more or fewer elements than `sizes` says.
     """
     header, end = {}, 0
     for name, size in sizes.items():
@@ -49,7 +49,7 @@ def write_arrays(
 
 
 def read_arrays(path: str | Path, names: Iterable[str]) -> list[NDArray[Any]]:
-    """Memory-map the named 1-D arrays of a .safetensors file. Raises ChargptError if it is not such a file."""
+    """Memory-map the named arrays of ids in a .safetensors file. Raises ChargptError if the file lacks one of them."""
     with open_tensors(path) as file:
         formats = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
         missing = sorted(name for name in names if formats.get(name) not in FORMAT_NAMES.values())
@@ -60,15 +60,15 @@ def read_arrays(path: str | Path, names: Iterable[str]) -> list[NDArray[Any]]:
 
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[Any]:
-    """A safetensors file, open for reading as memory-mapped torch tensors.
+    """Open a safetensors file to read it as memory-mapped torch tensors.
 
-    Raises ChargptError with the reason if it is missing, empty, truncated or no safetensors file at all.
+    Raises ChargptError if the file is missing, empty, truncated or not a safetensors file; the message says which.
     """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
-        raise ChargptError(f"{path}: no such file; give the path of one that is there")
+        raise ChargptError(f"{path}: no such file; give the path of an existing file")
     with path.open("rb") as start:
         length = start.read(8)
         if not length:
@@ -77,12 +77,12 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
             raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long); {AGAIN}")
         header = start.read(int.from_bytes(length, "little"))
     try:
-        json.loads(header, object_pairs_hook=unique_keys)  # of a tensor that is there twice, the library takes one
+        json.loads(header, object_pairs_hook=unique_keys)  # the library would accept a repeated name
     except (ValueError, RecursionError) as error:
         raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
     try:
         opened = safe_open(path, framework="pt")
-    except RuntimeError as error:  # torch's word for a file larger than the address space
+    except RuntimeError as error:  # raised by torch for a file larger than the address space
         raise ChargptError(
             f"{path}: cannot be mapped into memory ({escape(error)}); free some, or use a smaller model"
         ) from None
@@ -96,9 +96,10 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write torch tensors atomically; the same tensors and metadata give the same bytes.
+    """Write torch tensors atomically. The same tensors and metadata give the same bytes.
 
-    metadata: at most one key, because the library writes several in random order.
+    metadata: at most one key, because the library writes several keys in random order.
+    Raises OSError if the operating system reports one, for example that the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -107,19 +108,25 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
     with atomic_path(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-        except SafetensorError as error:  # the library's wrapping of what the operating system said
+        except SafetensorError as error:  # the library hides the operating system's error in its text
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def tensor_hash(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """sha256 (hexadecimal) of the tensors' own sha256, in the order of their names, and the facts as sorted JSON."""
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+    """A checksum of tensors and of facts about them (JSON values): sha256, in hexadecimal.
+
+    It covers the sha256 of each tensor, in the order of their names, and the facts as sorted JSON.
+    """
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock, so threads help
         digests = list(pool.map(lambda name: hashlib.sha256(tensors[name].numpy().data).digest(), sorted(tensors)))
     return hashlib.sha256(b"".join(digests) + json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def is_finite(tensor: Any) -> bool:
-    """Whether every value is a number; the sum, which is fast, is one only then (or if it overflows)."""
+    """Whether every value of a tensor is finite.
+
+    A finite sum proves it, and is fast to compute. Finite values can have an infinite sum: then each value is checked.
+    """
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -1,6 +1,6 @@
-"""Checks of a model file, which may be a stranger's: what it declares is compared with what it holds.
+"""Check a model file, which may come from a stranger: compare what the file declares with what it holds.
 
-Nothing is allocated or built before the sizes that the file declares are found in the file.
+The declared sizes are compared with the tensors in the file before anything of these sizes is allocated or built.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from chargpt.vocab import Vocab
 
 FORMAT_VERSION = 1
 TENSORS_PER_LAYER = 11
-MAX_LAYERS = 1000  # as in params.yaml; building a model takes a millisecond for each
+MAX_LAYERS = 1000  # the limit of params.yaml too; building a model takes a millisecond per layer
 REMEDY = "use a file that chargpt wrote, or fetch it again"
 
 
 def read_model_file(path: str | Path) -> tuple[GPT, Vocab, dict[str, Tensor]]:
-    """The model without weights (on the meta device), its vocabulary, and its memory-mapped weights, all checked.
+    """Read and check a model file.
 
-    Raises ChargptError saying why a file is refused.
+    Returns the model without weights (on the meta device), its vocabulary, and its memory-mapped weights by name.
+    Raises ChargptError if the file is refused; the message says why.
     """
     with open_tensors(path) as file:
         metadata = parse_metadata(path, file.metadata())
@@ -37,7 +38,7 @@ def read_model_file(path: str | Path) -> tuple[GPT, Vocab, dict[str, Tensor]]:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     claimed = metadata.pop("sha256", None)
     if tensor_hash(weights, metadata) != claimed:
-        raise ChargptError(f"{path}: the content does not match its own sha256: damaged on its way; fetch it again")
+        raise ChargptError(f"{path}: the content does not match its own sha256: damaged in transfer; fetch it again")
     for name, tensor in weights.items():
         if not is_finite(tensor):
             raise ChargptError(
@@ -47,6 +48,10 @@ def read_model_file(path: str | Path) -> tuple[GPT, Vocab, dict[str, Tensor]]:
 
 
 def parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str, Any]:
+    """The entries of the metadata key `chargpt`, their format version checked.
+
+    path: the file's name in messages. raw: the file's metadata. Raises ChargptError if they are not a chargpt model's.
+    """
     if not raw or "chargpt" not in raw:
         raise ChargptError(
             f"{path}: a safetensors file without the metadata key `chargpt`: not a chargpt model; {REMEDY}"
@@ -88,9 +93,9 @@ def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTCon
 
 
 def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
-    """The model without weights, once names, shapes and dtypes are found to be the architecture's."""
+    """Build the model without weights; check that the file's tensors have its names, shapes and dtypes."""
     found = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
-    # The declared sizes are a stranger's: bound them by what is really in the file before building from them.
+    # A stranger may have declared any size: compare with the tensors in the file before building a model.
     C = config.n_embd
     outer = {"wte.weight": [config.vocab_size, C], "wpe.weight": [config.block_size, C]}
     outer["h.0.attn.c_attn.weight"] = [3 * C, C]
@@ -107,9 +112,9 @@ def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
         raise ChargptError(f"{path}: missing tensors: {missing}; {REMEDY}")
     if config.n_layer > MAX_LAYERS:
         raise ChargptError(
-            f"{path}: the model has {config.n_layer} layers; chargpt reads at most {MAX_LAYERS}; use another"
+            f"{path}: the model has {config.n_layer} layers; chargpt reads at most {MAX_LAYERS}; use a smaller model"
         )
-    with torch.device("meta"):  # no initialising of weights that are replaced at once
+    with torch.device("meta"):  # no memory and no initial values, because the file's weights follow
         model = GPT(config)
     expected = {name: list(t.shape) for name, t in model.state_dict().items()}
     if missing_names := sorted(expected.keys() - found.keys()):

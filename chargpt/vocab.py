@@ -1,4 +1,4 @@
-"""The vocabulary: which characters there are, and their ids."""
+"""The vocabulary: the characters that a model knows, and their ids."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from chargpt.errors import ChargptError
 
 
 class Vocab:
-    """The characters a model knows; a character's id is its position.
+    """The characters that a model knows. A character's id is its position among them, from 0.
 
-    characters: distinct single characters in code-point order, at least one.
-    Raises ChargptError if they are not.
+    characters: at least one; distinct single characters in code-point order.
+    Raises ChargptError if they are anything else.
     """
 
     def __init__(self, characters: Iterable[str]) -> None:
@@ -28,7 +28,7 @@ class Vocab:
                 raise ChargptError(f"vocabulary entry {str(c)[:20]!r} is not a single character")
         if any(a >= b for a, b in zip(self.itos, self.itos[1:], strict=False)):
             raise ChargptError("the vocabulary's characters are not distinct and in code-point order")
-        self._table: NDArray[np.unsignedinteger] | None = None  # code point -> id, made at the first use
+        self._table: NDArray[np.unsignedinteger] | None = None  # code point -> id; built at the first use
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -36,17 +36,20 @@ class Vocab:
         return np.min_scalar_type(len(self.itos) - 1)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text's characters, each in [0, len(self)). Raises ChargptError naming a character not known."""
+        """The ids of the text's characters, each in [0, len(self)).
+
+        Raises ChargptError if a character is not in the vocabulary; the message names it and its position.
+        """
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> NDArray[np.unsignedinteger]:
-        """As `encode`, into an array (len(text),) of `self.dtype`: one table look-up for the whole text."""
+        """Like `encode`, but returns an array (len(text),) of `self.dtype`. Looks up the whole text at once."""
         unknown = len(self.itos)
         if self._table is None:
             codes = code_points("".join(self.itos))
             self._table = np.full(int(codes[-1]) + 2, unknown, dtype=np.min_scalar_type(unknown))
             self._table[codes] = np.arange(unknown)
-        # "clip" sends every code point beyond the table to its last entry, which is unknown
+        # mode="clip": a code point beyond the table's end reads the last entry, which means unknown
         ids = self._table.take(code_points(text), mode="clip")
         if ids.size and int(ids.max()) == unknown:
             at = int(np.argmax(ids == unknown))
@@ -57,7 +60,10 @@ class Vocab:
         return ids.astype(self.dtype, copy=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids (any iterable of integers in [0, len(self)), tensors too). Raises ChargptError beyond."""
+        """The text that the ids stand for.
+
+        ids: integers in [0, len(self)), in any iterable, also a tensor. Raises ChargptError for any other id.
+        """
         indices = [int(i) for i in ids]
         for i in indices:
             if not 0 <= i < len(self.itos):
@@ -65,12 +71,12 @@ class Vocab:
         return "".join(self.itos[i] for i in indices)
 
     def to_json(self) -> str:
-        """JSON text: `{"characters": "..."}`, with a final newline."""
+        """The vocabulary as JSON text, `{"characters": "..."}`, with a final newline."""
         return json.dumps({"characters": "".join(self.itos)}) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Vocab:
-        """The vocabulary in a file that holds `to_json`. Raises ChargptError if it does not."""
+        """Read a vocabulary from a file with the output of `to_json`. Raises ChargptError if it holds anything else."""
         if not Path(path).is_file():
             raise ChargptError(f"{path}: no such file; run `dvc repro` to make it")
         try:
@@ -96,5 +102,5 @@ class Vocab:
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
-    """The text's code points, (len(text),) uint32; a lone surrogate counts as one too."""
+    """The text's code points, (len(text),) uint32. A lone surrogate is one code point."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

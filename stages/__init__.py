@@ -1,1 +1,1 @@
-"""One script per stage of dvc.yaml: parameters and files in, one library call, files out."""
+"""One script per stage of dvc.yaml. Each reads parameters and files, calls the library and writes files."""

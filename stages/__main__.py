@@ -1,6 +1,7 @@
-"""The runner, `python -m stages NAME`: checks params.yaml, then runs one stage; expected failures are one line.
+"""The runner, `python -m stages NAME`: checks params.yaml, runs one stage, and reports expected failures in one line.
 
-The stage's module is imported last: loading torch takes seconds, and may be interrupted or run out of memory.
+It imports the module of the stage last. Loading torch takes seconds, and can be interrupted or run out of memory; both
+are then reported in one line too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
 
 
 def run(name: str, params: Params) -> None:
-    """Run a stage with what it needs from its surroundings."""
+    """Run a stage, and give it what it needs besides the parameters."""
     if name == "train":
         train(params)
     elif name == "download":
@@ -42,7 +43,10 @@ def run(name: str, params: Params) -> None:
 
 
 def train(params: Params) -> None:
-    """Run the train stage: with torchrun where `launch` says so, else watched and stoppable in this process."""
+    """Run the train stage: train in this process, show progress, and stop on a signal or when DVC dies.
+
+    If `launch` names torchrun, torchrun starts several processes instead, and each of them runs this function.
+    """
     from chargpt.app import machine
     from chargpt.app.launch import launch, launched, place
     from chargpt.app.progress import Progress

@@ -1,4 +1,4 @@
-"""Fetch Tiny Shakespeare to data/input.txt; with another corpus nothing is fetched and the file is empty."""
+"""Download Tiny Shakespeare to data/input.txt. If the corpus is another file, data/input.txt is empty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(params: Params, cache: Path | None = None) -> None:
-    """Fetch the text; cache: directory that keeps a verified copy."""
+    """Download the text. cache: directory that keeps a verified copy; None keeps no copy."""
     require_corpus(params.corpus)
     if is_default_corpus(params.corpus):
         text = download(cache)
@@ -24,3 +24,7 @@ def main(params: Params, cache: Path | None = None) -> None:
         print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
     with atomic_write(OUTPUT) as file:
         file.write(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages download")

@@ -1,4 +1,4 @@
-"""The trained model's exact loss on the validation split, where it comes from, and a page about it."""
+"""Evaluate the trained model: its exact validation loss, where the loss comes from, and a page about the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(params: Params) -> None:
-    """Evaluate the model; the page compares it with nothing, so that it depends on the stage's inputs alone."""
+    """Evaluate the model. The page compares it with no other version, so it depends on the stage's inputs only."""
     model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
     _, val_ids = read_tokens("data/tokens.safetensors", vocab)
     report = make_report(model, vocab, val_ids, read_curve("metrics/curves.tsv"))
@@ -26,3 +26,7 @@ def main(params: Params) -> None:
     write_text("metrics/report.html", report.page)
     write_json("metrics/evaluate.json", report.figures)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in report.figures.items()), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages evaluate")

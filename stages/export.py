@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face directory, its figures on the model card."""
+"""Export the trained model as a Hugging Face directory, with its metrics on the model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ MODEL = "artifacts/model.safetensors"
 
 
 def main(_: Params) -> None:
-    """Export the model."""
+    """Export the model to artifacts/hf."""
     model, vocab = load_model(MODEL)
     metrics = finite_numbers(read_json("metrics/evaluate.json"))
     export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics)
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages export")

@@ -1,4 +1,4 @@
-"""Legacy text weights to a model file that computes the same function."""
+"""Convert legacy text weights to a model file that computes the same function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
 
 
 def main(params: Params) -> None:
-    """Migrate the weights in legacy_dir; write an empty file if nothing needs them and they do not fit the corpus."""
+    """Migrate the weights in legacy_dir.
+
+    If they do not fit the corpus and training starts from scratch, write an empty model file and empty metrics.
+    """
     vocab = Vocab.load("artifacts/vocab.json")
     _, val_ids = read_tokens("data/tokens.safetensors", vocab)
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
@@ -36,3 +39,7 @@ def main(params: Params) -> None:
         return
     write_json(METRICS, migration.metrics())
     print(migration.report(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages migrate")

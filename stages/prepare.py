@@ -1,4 +1,4 @@
-"""Text to vocabulary and token ids, split into training and validation."""
+"""Encode the corpus: a vocabulary, and token ids that are split into training and validation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 def main(params: Params) -> None:
-    """Encode the corpus."""
+    """Write data/tokens.safetensors and artifacts/vocab.json."""
     vocab, length = scan_text(params.corpus)
     train, val = split_sizes(length, params.val_fraction)
     write_tokens("data/tokens.safetensors", params.corpus, vocab, length, params.val_fraction)
     write_text("artifacts/vocab.json", vocab.to_json())
     print(f"prepare: {len(vocab)} distinct characters; {train} to train on, {val} to validate on", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages prepare")

@@ -1,4 +1,4 @@
-"""Texts that the trained model writes."""
+"""Let the trained model write sample texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(params: Params) -> None:
-    """Continue the prompt num_samples times."""
+    """Continue the prompt num_samples times. Raises ChargptError if the model does not know one of its characters."""
     model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
     try:
         prompt = torch.tensor([vocab.encode(params.prompt)] * params.num_samples)
@@ -34,3 +34,7 @@ def main(params: Params) -> None:
     )
     texts = [f"=== sample {i} ===\n{vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
     write_text("artifacts/sample.txt", "\n".join(texts))
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages sample")

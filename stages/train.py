@@ -1,4 +1,4 @@
-"""Train the model on the tokens, from scratch or from the migrated model; continues after an interruption."""
+"""Train the model on the tokens, from scratch or from the migrated model. An interrupted run continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CURVE, MODEL = "metrics/curves.tsv", "artifacts/model.safetensors"
 
 
 def main(params: Params, surroundings: Surroundings | None = None) -> None:
-    """Train, and write the model and its curve; surroundings: progress, saved state, a way to stop."""
+    """Train, and write the model and its curve. surroundings: progress, saved state and a way to stop, if given."""
     around = surroundings or Surroundings()
     with World(pick_device(params.device), around.place) as world:
         if world.size == 1:
@@ -44,7 +44,7 @@ def main(params: Params, surroundings: Surroundings | None = None) -> None:
             say, every = around.monitor.say, around.save_every_s
             state = State(around.state_root, inputs, save_every_s=every, fresh=around.fresh, say=say)
         with state.locked() if state and world.rank == 0 else nullcontext(), Curve(CURVE) as curve:
-            world.wait()  # for the lock
+            world.wait()  # until process 0 has the lock
             model = train(
                 model, train_ids, val_ids, params, curve.add, state=state, world=world, monitor=around.monitor
             )
@@ -67,3 +67,7 @@ def starting_model(params: Params, vocab: Vocab) -> GPT:
             " the legacy model was trained on"
         )
     return continued_model(migrated, params)
+
+
+if __name__ == "__main__":
+    raise SystemExit("error: type: python -m stages train")

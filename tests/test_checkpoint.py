@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from chargpt import untrusted
 from chargpt.checkpoint import load_model, read_metadata, save_model
 from chargpt.errors import ChargptError
 from chargpt.model import GPT, GPTConfig
-from chargpt.tensors import open_tensors
+from chargpt.tensors import open_tensors, tensor_hash
 from chargpt.untrusted import FORMAT_VERSION
 from chargpt.vocab import Vocab
 from tests.conftest import random_model
@@ -118,14 +119,22 @@ def rewrite(
     ("change", "message"),
     [
         ({"format_version": FORMAT_VERSION + 1}, "format version 2 is newer than 1: update chargpt"),
-        ({"format_version": "1"}, "format_version is '1'"),
+        ({"format_version": 10**30}, f"format version {'1' + '0' * 19} is newer than 1: update chargpt"),
+        *[
+            ({"format_version": version}, f"format_version is {str(version)!r}; expected 1; use a file")
+            for version in ("1", 0, -1, 1.0, True, None)
+        ],
+        ({"format_version": "x" * 99}, f"format_version is '{'x' * 20}'; expected 1"),
         ({"vocab": "abc"}, "vocab_size is 14, but the vocabulary has 3 characters"),
-        ({"vocab": "zyx"}, "not distinct and in code-point order"),
-        ({"config": {}}, "architecture or vocabulary is damaged"),
+        ({"vocab": "zyx"}, "architecture or vocabulary is damaged: the .* not distinct and in .*; use a file that"),
+        ({"vocab": ["a"]}, "architecture or vocabulary is damaged: vocab is not text"),
+        ({"config": {}}, "architecture or vocabulary is damaged: .* missing 5 required"),
         ({"config": None}, "architecture or vocabulary is damaged"),
+        ({"config": {"other": 1}}, "architecture or vocabulary is damaged: .*'other'"),
         ({"sha256": "0"}, "does not match its own sha256"),
         ({"params": {"lr": 7}}, "does not match its own sha256"),
-        ({"params": [1]}, "not the JSON that chargpt writes"),
+        ({"params": [1]}, "the metadata key `chargpt` is not the JSON that chargpt writes; use a file that chargpt wr"),
+        ({"more": 1}, "does not match its own sha256"),
     ],
 )
 def test_metadata_that_lies(path: Path, change: dict[str, Any], message: str) -> None:
@@ -135,15 +144,26 @@ def test_metadata_that_lies(path: Path, change: dict[str, Any], message: str) ->
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["config", "vocab", "params", "format_version", "sha256"])
+def test_metadata_without_a_key(path: Path, key: str) -> None:
+    rewrite(path, metadata=lambda about: about.pop(key))
+    expected = {"config": "damaged: 'config'", "vocab": "damaged: 'vocab'", "sha256": "not match its own sha256"}
+    with pytest.raises(ChargptError, match=expected.get(key, "not the JSON that chargpt writes")):
+        load_model(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("n_layer", 10**9, "its 1000000000 layers are not all there"),
-        ("n_layer", 3, "its 3 layers are not all there"),
-        ("n_layer", 1, "unexpected tensors: h.1"),
-        ("n_embd", 2**40, "wte.weight has shape"),
-        ("block_size", 2**62, "wpe.weight has shape"),
-        ("vocab_size", 2**62, "vocab_size is 4611686018427387904, but"),
+        ("n_layer", 3, "missing tensors: its 3 layers are not all there; use a file"),
+        ("n_layer", 10**40, f"its {'1' + '0' * 19} layers are not all there"),
+        ("n_layer", 1, r"unexpected tensors: h\.1\.attn\.c_attn\.weight, h\.1\.attn\.c_proj\.bias, .* and 8 more; use"),
+        ("n_embd", 2**40, r"wte\.weight has shape \[14, 8\], expected \[14, 1099511627776\]; use a file that"),
+        ("n_embd", 10**90, rf"wte\.weight has shape \[14, 8\], expected \[14, 1{'0' * 54}; use a file that"),
+        ("block_size", 2**62, r"wpe\.weight has shape \[8, 8\], expected \[4611686018427387904, 8\]"),
+        ("vocab_size", 2**62, "vocab_size is 4611686018427387904, but the vocabulary has 14 characters; use a file"),
+        ("vocab_size", 10**40, f"vocab_size is {'1' + '0' * 19}, but the vocabulary has 14 characters"),
         ("dropout", "x", "dropout is 'x'"),
         ("n_head", 3, "must be a multiple of n_head"),
     ],
@@ -157,11 +177,27 @@ def test_config_that_lies(path: Path, key: str, value: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("ln_f.bias"), "missing tensors: ln_f.bias"),
-        (lambda t: t.pop("wte.weight"), "missing tensors: wte.weight"),
-        (lambda t: t.update(other=torch.zeros(1)), "unexpected tensors: other"),
-        (lambda t: t.update({"ln_f.bias": torch.zeros(9)}), r"ln_f.bias is F32 \[9\], expected F32 \[8\]"),
+        (lambda t: t.update(x=t.pop("ln_f.bias")), "missing tensors: ln_f.bias; use a file that chargpt wrote"),
+        (lambda t: t.pop("wte.weight"), "missing tensors: wte.weight; use"),
+        (
+            lambda t: t.update(x=t.pop("wte.weight"), y=t.pop("wpe.weight")),
+            "missing tensors: wpe.weight, wte.weight; u",
+        ),
+        (lambda t: t.update(other=torch.zeros(1)), "unexpected tensors: other; use"),
+        (lambda t: [t.update({n: torch.zeros(1)}) for n in "zyx"], "unexpected tensors: x, y, z; use"),
+        (lambda t: [t.update({n: torch.zeros(1)}) for n in "wzyx"], "unexpected tensors: w, x, y and 1 more; use"),
+        (lambda t: t.update({"x" * 99: torch.zeros(1)}), f"unexpected tensors: {'x' * 60}; use"),
+        (lambda t: t.update({"ln_f.bias": torch.zeros(9)}), r"ln_f.bias is F32 \[9\], expected F32 \[8\]; use"),
         (lambda t: t.update({"ln_f.bias": torch.zeros(8).half()}), r"ln_f.bias is F16 \[8\], expected F32 \[8\]"),
+        (
+            lambda t: t.update({"ln_f.bias": torch.zeros([1] * 40)}),
+            rf"ln_f.bias is F32 \[{'1, ' * 19}1,, expected F32 \[8\]",
+        ),
+        (
+            lambda t: t.update({"wpe.weight": torch.zeros([1] * 40)}),
+            rf"wpe.weight has shape \[{'1, ' * 19}1,, expected \[8, 8\]",
+        ),
+        (lambda t: t.update({"h.0.attn.c_attn.weight": torch.zeros(8, 8)}), r"c_attn.weight .*, expected \[24, 8\]"),
     ],
 )
 def test_wrong_tensors(path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
@@ -175,6 +211,56 @@ def test_metadata_that_is_not_ours(tmp_path: Path, raw: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "m", metadata={"chargpt": raw})
     with pytest.raises(ChargptError, match="not the JSON that chargpt writes"):
         load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_model_is_not_loaded(path: Path, value: float) -> None:
+    contents, about = load_file(path), read_metadata(path)
+    contents["h.1.ln_2.bias"][3] = value
+    del about["sha256"]
+    about["sha256"] = tensor_hash(contents, about)
+    save_file(contents, path, metadata={"chargpt": json.dumps(about)})
+    with pytest.raises(ChargptError, match=r"h\.1\.ln_2\.bias holds nan or infinite values: .*; use another model"):
+        load_model(path)
+
+
+def test_as_many_layers_as_params_yaml_may_have(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "MAX_LAYERS", 2)
+    load_model(path)
+    monkeypatch.setattr(untrusted, "MAX_LAYERS", 1)
+    with pytest.raises(ChargptError, match="the model has 2 layers; chargpt reads at most 1; use a smaller model"):
+        load_model(path)
+
+
+def test_the_content_of_a_file(path: Path, model: GPT, vocab: Vocab) -> None:
+    """What other programs read, and later releases of this one."""
+    about = read_metadata(path)
+    assert about.pop("sha256") == tensor_hash(load_file(path), about)
+    architecture = {"vocab_size": 14, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0}
+    assert about == {
+        "format_version": 1,
+        "config": architecture | {"activation": "gelu", "attention_scale": "head"},
+        "vocab": "".join(vocab.itos),
+        "params": {"lr": 0.1},
+    }
+    with open_tensors(path) as file:
+        raw = file.metadata()["chargpt"]
+    assert raw == json.dumps(json.loads(raw), sort_keys=True)
+    tensors = load_file(path)
+    assert tensors.keys() == model.state_dict().keys()
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+def test_weights_of_another_format_are_saved_in_float32(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
+    save_model(tmp_path / "m", model.to(torch.float64), vocab)
+    loaded, _ = load_model(tmp_path / "m")
+    assert loaded.wte.weight.dtype == torch.float32
+    assert read_metadata(tmp_path / "m")["params"] == {}
+
+
+def test_a_model_is_loaded_to_a_device(path: Path) -> None:
+    model, _ = load_model(path, "meta")
+    assert all(p.is_meta for p in model.parameters())
 
 
 def test_a_diverged_model_is_not_saved(tmp_path: Path, model: GPT, vocab: Vocab) -> None:

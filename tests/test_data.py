@@ -112,16 +112,47 @@ def test_text_that_changes_while_read(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["corpus.txt"]
 
 
-@given(st.integers(4, 10**12), st.floats(0.01, 0.99))
-def test_split_is_whole(length: int, val_fraction: float) -> None:
-    try:
-        train, val = split_sizes(length, val_fraction)
-    except ChargptError:
-        assert length < 400
-    else:
-        assert train + val == length
-        assert train == int((1 - val_fraction) * length)
-        assert min(train, val) >= 2
+@pytest.mark.parametrize(
+    ("length", "val_fraction", "sizes"),
+    [
+        (1_115_394, 0.1, (1_003_854, 111_540)),  # Tiny Shakespeare, as the legacy system split it
+        (20, 0.1, (18, 2)),
+        (101, 0.5, (50, 51)),  # the odd character is validated on
+        (4, 0.5, (2, 2)),
+        (400, 0.99, (4, 396)),
+    ],
+)
+def test_the_first_part_is_trained_on(length: int, val_fraction: float, sizes: tuple[int, int]) -> None:
+    assert split_sizes(length, val_fraction) == sizes
+
+
+@pytest.mark.parametrize(
+    ("length", "val_fraction", "train", "val"), [(3, 0.5, 1, 2), (20, 0.05, 19, 1), (3, 0.3, 2, 1), (0, 0.5, 0, 0)]
+)
+def test_a_split_without_a_prediction_is_refused(length: int, val_fraction: float, train: int, val: int) -> None:
+    with pytest.raises(ChargptError) as error:
+        split_sizes(length, val_fraction)
+    assert str(error.value) == (
+        f"a text of {length} characters with val_fraction={val_fraction} leaves {train} to train on and {val} to"
+        " validate on; each needs at least 2: use a longer text or another val_fraction"
+    )
+
+
+@given(st.integers(400, 10**9), st.floats(0.01, 0.99))
+def test_a_split_is_whole_and_near_its_fraction(length: int, val_fraction: float) -> None:
+    train, val = split_sizes(length, val_fraction)
+    assert train + val == length
+    assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
+
+
+@given(st.integers(400, 10**9), st.floats(0.01, 0.98), st.integers(0, 1000), st.floats(0, 0.01))
+def test_more_text_or_a_larger_fraction_is_no_smaller_part(
+    length: int, val_fraction: float, more: int, larger: float
+) -> None:
+    train, val = split_sizes(length, val_fraction)
+    longer = split_sizes(length + more, val_fraction)
+    assert longer[0] >= train and longer[1] >= val
+    assert split_sizes(length, val_fraction + larger)[1] >= val
 
 
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from chargpt.decoder import Decoder, OnnxDecoder, TorchDecoder, make_decoder
 from chargpt.errors import ChargptError
 from chargpt.export.onnx import save_onnx
+from chargpt.graph import fits, onnx_model, padded_head_size, weight_bytes
 from chargpt.model import GPT, GPTConfig
 from chargpt.vocab import Vocab
 from tests.conftest import random_model
@@ -83,6 +85,65 @@ def test_the_onnx_file_runs_without_us(tmp_path: Path, model: GPT, vocab: Vocab)
     again = tmp_path / "again.onnx"
     save_onnx(model, vocab, again)
     assert again.read_bytes() == (tmp_path / "model.onnx").read_bytes()
+
+
+def threads_of(decoder: Decoder) -> int:
+    assert isinstance(decoder, OnnxDecoder)
+    return decoder.session.get_session_options().intra_op_num_threads
+
+
+def test_another_thread_for_each_400_000_weights_of_a_character() -> None:
+    """Of the blocks, for all texts of the batch; never more than torch may use, whose number is the user's."""
+    model = random_model(GPTConfig(11, 8, 1, 2, 8))
+    blocks = sum(p.numel() for name, p in model.named_parameters() if name.startswith("h."))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for batch_size, threads in ((1, 1), (399_999 // blocks, 1), (400_000 // blocks + 1, 2), (9_000, 3)):
+            assert threads_of(make_decoder(model, batch_size)) == threads
+        torch.set_num_threads(1)
+        assert threads_of(make_decoder(model, 9_000)) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_decodes_without_dropout_and_gradients() -> None:
+    model = random_model(GPTConfig(11, 8, 1, 2, 8, dropout=0.5)).train()
+    idx = np.array([[1, 2, 3]])
+    first, second = (TorchDecoder(model, 1).read(idx) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, OnnxDecoder(model, 1).read(idx), atol=1e-5)
+    assert model.training
+
+
+def test_a_model_elsewhere_runs_in_torch(model: GPT) -> None:
+    assert isinstance(make_decoder(model.to("meta"), 1), TorchDecoder)
+
+
+def test_the_largest_graph(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(p.numel() * 4 for p in model.parameters())
+    assert weight_bytes(model) == size
+    monkeypatch.setattr("chargpt.graph.LARGEST_GRAPH", size)
+    assert not fits(model)
+    monkeypatch.setattr("chargpt.graph.LARGEST_GRAPH", size + 1)
+    assert fits(model)
+
+
+@pytest.mark.parametrize(("n_embd", "n_head", "padded"), [(1, 1, 8), (16, 2, 8), (18, 2, 16), (64, 1, 64)])
+def test_heads_are_padded_to_a_multiple_of_8(n_embd: int, n_head: int, padded: int) -> None:
+    assert padded_head_size(GPT(GPTConfig(5, 4, 1, n_head, n_embd))) == padded
+
+
+def test_a_graph_for_onnx_runtimes_of_several_years(model: GPT) -> None:
+    """The oldest opset with Gelu; the file says who made it."""
+    made = onnx_model(model)
+    assert {o.domain: o.version for o in made.opset_import} == {"": 20, "com.microsoft": 1}
+    assert (made.ir_version, made.producer_name) == (9, "chargpt")
+    names = [value.name for value in (*made.graph.input, *made.graph.output)]
+    caches = [f"{kind}_{i}" for i in range(2) for kind in ("key", "value")]
+    expected = ["idx", "positions", "last_position", "length", *(f"past_{name}" for name in caches)]
+    assert names == [*expected, "logits", *(f"present_{name}" for name in caches)]
+    onnx.checker.check_model(made)
 
 
 def test_a_model_too_large_for_a_graph_runs_in_torch(

@@ -123,7 +123,9 @@ def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single:
     workers[1].send_signal(signal.SIGKILL)
     status, errors = finish(process)
     assert status != 0
-    assert errors.endswith("error: process 1 was ended by SIGKILL; run again, training goes on where it was\n"), errors
+    assert errors.endswith(
+        "error: process 1 was ended by SIGKILL; run again, training continues from the saved state\n"
+    ), errors
     assert "Traceback" not in errors
     for number in (signal.SIGINT, signal.SIGTERM):
         process = start(prepared, TWO)

@@ -53,7 +53,7 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for name in ("thesis.txt", "config.json"):
         (tmp_path / "mine" / name).touch()
-    with pytest.raises(ChargptError, match="holds something else than an earlier export"):
+    with pytest.raises(ChargptError, match="holds files that are not an earlier export"):
         export(model, VOCAB, tmp_path / "mine")
     assert {p.name: p.stat().st_size for p in (tmp_path / "mine").iterdir()} == {"thesis.txt": 0, "config.json": 0}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]

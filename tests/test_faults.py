@@ -135,7 +135,7 @@ def test_links_in_a_legacy_directory(project: Project) -> None:
             aside.rename(path)
         assert (done.returncode, done.stderr) == (
             1,
-            f"error: data/legacy/{name}: a link, which is not followed; put in its place what it points to\n",
+            f"error: data/legacy/{name}: a link, and links are not followed here; replace it by a copy of its target\n",
         )
 
 

@@ -125,7 +125,7 @@ def test_only_training_code_retrains(inside: Path, run: Run) -> None:
         edit(inside / name)
         assert changed_stages() == [], name
     reword(inside / "chargpt/app/one_line.py", "not enough memory", "too little memory")
-    reword(inside / "chargpt/app/cli.py", "Characters to generate.", "How many characters to generate.")
+    reword(inside / "chargpt/app/cli.py", "Number of characters to generate.", "How many characters to generate.")
     assert changed_stages() == []
     edit(inside / "chargpt/report/report.html.j2")
     assert changed_stages() == ["evaluate"]

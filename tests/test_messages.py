@@ -15,7 +15,7 @@ from tests.pipeline import ROOT
 # how a remedy begins, behind a punctuation mark or a bracket
 REMEDY = re.compile(
     r"(^|[;:,(.] |\u2026 to )(or |to |and )?(in CI )?"
-    r"(use|run|type|give|pass|name|try|choose|set|save|fetch|free|lower|keep|mend|move|copy|put|write|train|export|install"
+    r"(use|run|type|give|pass|name|try|choose|set|save|fetch|free|lower|keep|correct|replace|move|copy|put|write|train|export|install"
     r"|commit|leave|update|wait|check|add|undo|look|it (must|should)|expected|is there a tab|it needs)\b",
     re.IGNORECASE,
 )

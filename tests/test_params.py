@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.utils.serialize import load_yaml
+from pydantic import ValidationError
 
 from chargpt.app.params_file import load_params
 from chargpt.errors import ChargptError
-from chargpt.params import Params, allowed
+from chargpt.params import Params, allowed, check_params, check_value, show_value
 from tests.conftest import write_params
 from tests.pipeline import ROOT
 
@@ -92,6 +94,146 @@ def test_several_problems_one_line_each(tmp_path: Path) -> None:
     with pytest.raises(ChargptError) as error:
         load_params(write_params(tmp_path / "params.yaml", lr="x", dropout=7, oops=1))
     assert len(str(error.value).splitlines()) == 3
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    """The committed parameters, as a mapping, with changes."""
+    return load_params(ROOT / "params.yaml").model_dump() | changes
+
+
+# a key, its largest and smallest values, and values just outside; checked as one value and as a whole file
+LIMITS: list[tuple[str, list[Any], list[Any]]] = [
+    ("val_fraction", [1e-9, 0.999], [0, 1]),
+    ("n_layer", [1, 1000], [0, 1001]),
+    *[(key, [1, 1_000_000], [0, 1_000_001]) for key in ("n_head", "n_embd", "block_size", "batch_size")],
+    ("dropout", [0, 0.999], [-0.001, 1]),
+    ("seed", [0, 2**63 - 1], [-1, 2**63]),
+    *[(key, [1, 1_000_000_000], [0, 1_000_000_001]) for key in ("max_iters", "eval_interval")],
+    ("lr", [1e-12, 10], [0, 10.01]),
+    ("warmup_iters", [0, 1_000_000_000], [-1, 1_000_000_001]),
+    ("final_lr_fraction", [0, 1], [-0.01, 1.01]),
+    ("weight_decay", [0, 10], [-0.01, 10.01]),
+    *[(key, [0, 0.9999], [-0.01, 1]) for key in ("momentum", "beta1", "beta2")],
+    ("grad_clip", [0, 1e6], [-0.01, 1_000_001]),
+    ("num_samples", [1, 10_000], [0, 10_001]),
+    ("max_tokens", [1, 10_000_000], [0, 10_000_001]),
+    ("temperature", [0, 1e6], [-0.01, 1_000_001]),
+    ("top_k", [1, 10**30, None], [0]),
+    ("top_p", [1e-9, 1, None], [0, 1.01]),
+    ("dialect", ["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"], ["gelu", ""]),
+    ("init", ["scratch", "migrated"], ["Scratch", None]),
+    ("dtype", ["auto", "float32", "bfloat16"], ["float16"]),
+    ("optimizer", ["muon", "adamw"], ["sgd"]),
+    ("compile", [True, False], ["true", 1, None]),
+    ("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:999"], ["cuda:00", "cuda:1000", "cpu:0", "CPU", "cpu\n"]),
+    ("prompt", ["x", "\n"], ["", 1]),
+    *[(key, ["x", "a b/c", "é"], ["", "a\tb", "\x7f", "\u2028", "\x85", 1]) for key in ("corpus", "legacy_dir")],
+]
+
+
+@pytest.mark.parametrize(("key", "right", "wrong"), LIMITS, ids=[key for key, *_ in LIMITS])
+def test_the_limits_of_a_value(key: str, right: list[Any], wrong: list[Any]) -> None:
+    for value in right:
+        check_value(key, value, "here")
+    for value in wrong:
+        with pytest.raises(ChargptError) as error:
+            check_value(key, value, "here")
+        assert str(error.value) == f"here: {key} is {value!r}; it must be {allowed(key)}"
+        with pytest.raises(ChargptError, match=f"^there: {key} is "):
+            check_params(values(**{key: value}), "there")
+
+
+def test_every_key_has_limits_here() -> None:
+    assert {key for key, *_ in LIMITS} | {"launch"} == set(Params.model_fields)
+
+
+@pytest.mark.parametrize("key", ["n_layer", "lr", "top_k", "top_p", "seed"])
+@pytest.mark.parametrize("value", [True, "1", [1], float("nan"), float("inf")])
+def test_numbers_are_numbers(key: str, value: Any) -> None:
+    with pytest.raises(ChargptError, match=rf"^here: {key} is .*; it must be a"):
+        check_value(key, value, "here")
+
+
+def test_a_whole_number_is_a_float_but_not_the_other_way() -> None:
+    check_value("lr", 1, "here")
+    with pytest.raises(ChargptError, match=r"^here: seed is 1\.0; it must be a whole number, >= 0, <= "):
+        check_value("seed", 1.0, "here")
+
+
+def test_what_is_allowed_in_words() -> None:
+    assert allowed("lr") == "a number, > 0, <= 10"
+    assert allowed("dropout") == "a number, >= 0, < 1"
+    assert allowed("seed") == "a whole number, >= 0, <= 9.22337203685e+18"
+    assert allowed("top_k") == "a whole number, >= 1, or null"
+    assert allowed("top_p") == "a number, > 0, <= 1, or null"
+    assert allowed("init") == "one of scratch, migrated"
+    assert allowed("compile") == "true or false"
+    assert allowed("prompt") == "text, not empty"
+    assert allowed("device") == "one of auto, cpu, mps, cuda, cuda:N"
+    assert allowed("corpus") == "a path, not empty, without control characters"
+    assert allowed("launch") == "python, or torchrun --standalone --nproc-per-node N"
+
+
+def test_parameters_do_not_change() -> None:
+    params = check_params(values())
+    with pytest.raises(ValidationError, match="frozen"):
+        params.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "n_head", "better"), [(8, 3, 2), (12, 5, 4), (8, 7, 8), (7, 5, 7), (10, 30, 10), (9, 2, 1)]
+)
+def test_the_nearest_number_of_heads_is_named(n_embd: int, n_head: int, better: int) -> None:
+    """Of two as near, the smaller."""
+    with pytest.raises(ChargptError) as error:
+        check_params(values(n_embd=n_embd, n_head=n_head))
+    assert str(error.value) == (
+        f"params.yaml: n_embd={n_embd} is not a multiple of n_head={n_head}; try -S n_head={better}"
+    )
+
+
+def test_warmup_may_take_all_updates_but_no_more() -> None:
+    check_params(values(warmup_iters=50, max_iters=50))
+    with pytest.raises(ChargptError, match=r"^params\.yaml: warmup_iters=51 is more than max_iters=50: .*; lower warm"):
+        check_params(values(warmup_iters=51, max_iters=50))
+
+
+def test_eight_problems_are_named_and_the_others_counted() -> None:
+    for count in (8, 9, 30):
+        with pytest.raises(ChargptError) as error:
+            check_params(values(**{f"zzz{i}": i for i in range(count)}), "here")
+        lines = str(error.value).split("\nerror: ")
+        keys = ", ".join(Params.model_fields)
+        assert lines[:8] == [f"here: unknown key zzz{i}: the keys are {keys}" for i in range(8)]
+        assert lines[8:] == ([f"here: and {count - 8} more problems"] if count > 8 else [])
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("lrate", "unknown key lrate: did you mean lr?"),
+        ("x" * 60, f"unknown key {'x' * 60}: the keys are corpus"),
+        ("x" * 61, f"unknown key '{'x' * 27}...{'x' * 28}': the keys"),
+        ("a b", "unknown key 'a b': the keys are"),
+        ("a\nb", r"unknown key 'a\nb': the keys are"),
+    ],
+)
+def test_unknown_keys_are_shown_in_one_line(key: str, shown: str) -> None:
+    with pytest.raises(ChargptError) as error:
+        check_params(values(**{key: 1}), "here")
+    assert str(error.value).startswith(f"here: {shown}")
+
+
+def test_values_are_shown_in_one_short_line() -> None:
+    for value in ("x" * 58, 10**58, [[[1, "a\n"]]], True, None):
+        assert show_value(value) == repr(value)
+    for value in ("x" * 59, 10**60, Fraction(1, 10**60)):
+        shown, whole = show_value(value), repr(value)
+        start, end = shown.split("...")
+        assert len(shown) == 60 and whole.startswith(start) and whole.endswith(end), shown
+    assert show_value(10**5000) == "a number too long to show"
+    assert show_value([[[[[[[[1]]]]]]]]) == "[[[[[[[...]]]]]]]"
+    assert show_value(list(range(9))) == "[0, 1, 2, 3, 4, 5, ...]"
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -131,6 +131,12 @@ def test_params_are_refused_before_torch_loads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_stage_says_how_it_is_run() -> None:
+    """As it was run before there was a runner."""
+    done = subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: type: python -m stages prepare\n")
+
+
 @pytest.mark.parametrize("arguments", [[], ["nope"], ["train", "sample"], ["__main__"]])
 def test_the_runner_says_how_it_is_called(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_check_is_content_and_says_what_is_next(repo: Path, run: Run) -> None:
-    started = time.perf_counter()
     assert run("chargpt", "check").stdout == "all in order; up to date\n"
-    assert time.perf_counter() - started < 5  # 0.7 s on an idle machine
     (repo / "params.yaml").write_text((repo / "params.yaml").read_text().replace("lr: 0.02", "lr: 0.01"))
     assert run("chargpt", "check").stdout == "all in order; next: dvc repro (changed: train)\n"
     undo(run)
@@ -111,7 +108,7 @@ def test_check_tells_each_problem_on_a_line_of_its_own(repo: Path, run: Run) -> 
     assert said[0].startswith("problem: params.yaml: key seed is missing")
     assert said[2] == "problem: params.yaml: unknown key sede: did you mean seed?"
     assert r"chargpt/a\x1b[31m\nproblem: b.py: not known to git" in said[3]
-    assert said[4] == "error: 4 to mend, then check again"
+    assert said[4] == "error: 4 to correct, then check again"
 
 
 def test_an_experiment_that_would_lack_code_is_refused(repo: Path, run: Run) -> None:
@@ -188,11 +185,11 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run) -> None
     params = repo / "params.yaml"
     params.write_text(params.read_text().replace("lr: 0.02", "lr: 0.01"))
     run("git", "commit", "-q", "-a", "-m", "edited without a run")
-    assert "dvc.lock is out of step" in refused("v1.0.0")
+    assert "dvc.lock does not match" in refused("v1.0.0")
     run("git", "reset", "-q", "--hard", "HEAD~1")
     undo(run)
     (repo / "artifacts/sample.txt").write_text("edited")
-    assert "out of step with the code, params.yaml or the outputs here" in refused("v1.0.0")
+    assert "does not match the code, params.yaml or the outputs here" in refused("v1.0.0")
     undo(run)
     store = repo / ".dvc/config"
     text = store.read_text()

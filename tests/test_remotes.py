@@ -241,7 +241,7 @@ def test_damaged_object_is_refused_and_healed(
     url = f"file://{folder}"
     place = ["--remote-config", f"url={store}"] if remote == "store" else []
     run("dvc", "get", url, MODEL, "-o", "got", "--remote", remote, *place, cwd=clone.parent, **CREDENTIALS)
-    with pytest.raises(ChargptError, match="does not match its own sha256: damaged on its way; fetch it again"):
+    with pytest.raises(ChargptError, match="does not match its own sha256: damaged in transfer; fetch it again"):
         load_model(clone.parent / "got")
 
     assert "up to date" in run("dvc", "push", "-r", remote, cwd=folder).stdout  # it looks at names only

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from chargpt.app.params_file import load_params
 from chargpt.errors import ChargptError
 from chargpt.model import GPT, GPTConfig
-from chargpt.sampling import choose, generate, generate_each
+from chargpt.sampling import choose, generate, generate_each, stream
 from chargpt.training.loop import train
 from chargpt.training.start import new_model
 from tests.conftest import random_model, write_params
@@ -65,6 +66,107 @@ def test_greedy_limits(u: float, options: dict[str, float]) -> None:
 def test_hot_limit_is_uniform() -> None:
     u = (np.arange(4) + 0.5) / 4
     assert sorted(choose(np.array([[1.0, 3.0, 2.0, 0.0]] * 4), u, temperature=1e6)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0.5}, [0.25, 0.09, 0.0225, 0.0025]),  # squared
+        ({"temperature": 2.0}, [0.5**0.5, 0.3**0.5, 0.15**0.5, 0.05**0.5]),
+        ({"top_k": 2}, [0.5, 0.3, 0, 0]),
+        ({"top_p": 0.5}, [0.5, 0, 0, 0]),
+        ({"top_p": 0.6}, [0.5, 0.3, 0, 0]),
+        ({"top_k": 3, "top_p": 0.83}, [0.5, 0.3, 0, 0]),  # 0.83 of the 0.95 that top_k keeps
+        ({"top_k": 2, "temperature": 0.5}, [0.25, 0.09, 0, 0]),
+        ({"top_k": 9, "top_p": 1.0}, [0.5, 0.3, 0.15, 0.05]),
+    ],
+)
+def test_what_is_kept_keeps_its_proportions(options: dict[str, Any], expected: list[float]) -> None:
+    """Whatever the order of the characters; a row is drawn on its own."""
+    n, order = 2000, [2, 0, 3, 1]
+    rows = np.tile(np.log([0.5, 0.3, 0.15, 0.05]), (2 * n, 1))
+    rows[n:] = rows[n:, order] + 7
+    drawn = choose(rows, np.tile((np.arange(n) + 0.5) / n, 2), **options)
+    share = np.array(expected) / np.sum(expected)
+    assert np.abs(np.bincount(drawn[:n], minlength=4) / n - share).max() <= 1.5 / n
+    assert np.abs(np.bincount(drawn[n:], minlength=4) / n - share[order]).max() <= 1.5 / n
+
+
+def test_of_equals_the_lower_ids_are_kept() -> None:
+    """In a row so long that an unstable sort shows."""
+    u = (np.arange(1000) + 0.5) / 1000
+    assert set(choose(np.zeros((1000, 500)), u, top_k=7)) == set(range(7))
+    assert set(choose(np.zeros((1000, 500)), u, top_p=7 / 500)) <= set(range(8))
+    assert set(choose(np.zeros((1000, 500)), u, temperature=0)) == {0}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_predictions_that_are_no_numbers(wrong: float, temperature: float) -> None:
+    with pytest.raises(
+        ChargptError, match=r"^the model's predictions are not finite numbers: it diverged in training; use an"
+    ):
+        choose(np.array([[0.0, wrong, 1.0]]), np.array([0.5]), temperature=temperature)
+
+
+def even_model(block_size: int = 16) -> GPT:
+    """All 11 characters are equally likely."""
+    model = random_model(GPTConfig(11, block_size, 1, 1, 4))
+    model.lm_head.weight.data.zero_()
+    model.lm_head.bias.data.zero_()
+    return model
+
+
+def test_a_long_text_does_not_repeat() -> None:
+    """Random numbers are drawn 256 at a time; a text without a pattern has no pattern of that length."""
+    text = generate(even_model(), torch.tensor([[0]]), 600, generator=seeded(1))[0, 1:].numpy()
+    for period in range(1, 400):
+        assert (text[period:] == text[:-period]).mean() < 0.3, period
+    assert np.bincount(text, minlength=11).min() > 20
+
+
+def test_texts_side_by_side_differ(model: GPT) -> None:
+    texts = generate_each(model, [torch.tensor([1])] * 5, 30, generator=seeded(1))
+    assert len({tuple(text.tolist()) for text in texts}) == 5
+
+
+def test_generating_in_order_is_drawing_in_order(model: GPT) -> None:
+    """The generator moves on, so that a second text is another one; without a generator, torch's own is used."""
+    idx, generator = torch.tensor([[1]]), seeded(3)
+    first, second = (generate(model, idx, 30, generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
+    for _ in range(2):
+        torch.manual_seed(3)
+        assert torch.equal(generate(model, idx, 30), first)
+        torch.manual_seed(3)
+        assert torch.equal(generate_each(model, [idx[0]], 30)[0], first[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"temperature": 3.0}, {"top_k": 2}, {"top_p": 0.3}, {"exact": True}, {"top_k": 1}]
+)
+def test_options_reach_the_choice_in_every_way_to_generate(model: GPT, options: dict[str, Any]) -> None:
+    idx = torch.tensor([[1, 2], [1, 2]])
+    plain = generate(model, idx, 40, generator=seeded(5))
+    expected = generate(model, idx, 40, generator=seeded(5), **options)
+    assert not torch.equal(expected, plain)
+    streamed = torch.stack(list(stream(model, idx, 40, generator=seeded(5), **options)), dim=1)
+    assert torch.equal(streamed, expected[:, 2:])
+    each = generate_each(model, [idx[0], idx[1]], 40, generator=seeded(5), **options)
+    assert torch.equal(torch.stack(each), expected)
+
+
+def test_a_stream_refuses_before_it_starts(model: GPT) -> None:
+    with pytest.raises(ChargptError, match="top_k is 0"):
+        stream(model, torch.tensor([[1]]), 1, top_k=0)
+    with pytest.raises(ChargptError, match="top_k is 0"):
+        generate_each(model, [torch.tensor([1])], 1, top_k=0)
+
+
+def test_nothing_to_generate(model: GPT) -> None:
+    assert generate(model, torch.tensor([[1, 2]]), 0).tolist() == [[1, 2]]
+    assert generate_each(model, [], 5) == []
 
 
 @pytest.mark.parametrize("length", [1, 3, 8, 20])
@@ -175,16 +277,18 @@ def test_mode_is_restored(model: GPT) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": -1}, r"^temperature is -1; it must be a number of at least 0 \(0 is greedy\)"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_k": 0}, "top_k is 0"),
-        ({"top_p": 0.0}, "top_p is 0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_k": 0}, "^top_k is 0; it must be at least 1"),
+        ({"top_p": 0.0}, "^top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"max_tokens": -1}, "max_tokens is -1"),
-        ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "at least one character"),
+        ({"max_tokens": -1}, "^max_tokens is -1; it must be at least 0"),
+        ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "^generation needs a prompt of at least one character"),
         ({"idx": torch.tensor([1])}, r"ids have shape \(1,\); expected \(B, T\)"),
         ({"idx": torch.tensor([[99]])}, "ids reach from 99 to 99; the vocabulary has 14"),
-        ({"idx": torch.tensor([[-1]])}, "ids reach from -1"),
+        ({"idx": torch.tensor([[3, 14]])}, "ids reach from 3 to 14; the vocabulary has 14"),
+        ({"idx": torch.tensor([[-1, 0]])}, "ids reach from -1 to 0"),
     ],
 )
 def test_refused(model: GPT, change: dict[str, object], message: str) -> None:

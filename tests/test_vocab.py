@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import ChargptError
-from chargpt.vocab import Vocab
+from chargpt.vocab import Vocab, code_points
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -51,10 +51,64 @@ def test_any_iterable_of_ids_decodes() -> None:
             vocab.decode([bad])
 
 
-@pytest.mark.parametrize("characters", ["", "ba", "aa", ["ab"], [""], ["\ud800"], [1]])
-def test_refused(characters: list[str]) -> None:
-    with pytest.raises(ChargptError):
+ORDER = "the vocabulary's characters are not distinct and in code-point order"
+
+
+@pytest.mark.parametrize(
+    ("characters", "message"),
+    [
+        ("", "a vocabulary needs at least one character"),
+        ("ba", ORDER),
+        ("aba", ORDER),
+        ("abb", ORDER),
+        (["ab"], "vocabulary entry 'ab' is not a single character"),
+        (["a", ""], "vocabulary entry '' is not a single character"),
+        (["\ud800"], r"vocabulary entry '\ud800' is not a single character"),
+        (["\udfff"], r"vocabulary entry '\udfff' is not a single character"),
+        ([1], "vocabulary entry '1' is not a single character"),
+        ([["a"]], "vocabulary entry \"['a']\" is not a single character"),
+        (["x" * 99], f"vocabulary entry '{'x' * 20}' is not a single character"),
+    ],
+)
+def test_refused(characters: list[str], message: str) -> None:
+    with pytest.raises(ChargptError) as error:
         Vocab(characters)
+    assert str(error.value).startswith(message)
+
+
+def test_the_neighbours_of_surrogates_are_characters() -> None:
+    assert Vocab("\ud7ff\ue000").encode("\ue000\ud7ff") == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "character", "at"), [("axbx", "x", 1), ("ab\U0001f600", "\U0001f600", 2), ("`", "`", 0)]
+)
+def test_the_first_unknown_character_and_its_place(text: str, character: str, at: int) -> None:
+    """Inside the known range, above and below it."""
+    with pytest.raises(ChargptError) as error:
+        Vocab("abz").encode(text)
+    assert str(error.value) == (
+        f"character {character!r} (at position {at}) is not in the vocabulary of 3 characters; leave it out, or train"
+        " on a text that has it"
+    )
+
+
+def test_half_a_character_is_unknown() -> None:
+    with pytest.raises(ChargptError, match=r"^character '\\ud800' \(at position 1\) is not in"):
+        Vocab("a").encode("a\ud800")
+
+
+def test_vocabularies_are_equal_if_their_characters_are() -> None:
+    vocab = Vocab("ab")
+    assert vocab == Vocab(["a", "b"]) and hash(vocab) == hash(Vocab("ab"))
+    assert vocab != Vocab("abc") and vocab != "ab" and vocab != ("a", "b")
+    assert len(vocab) == 2
+    assert repr(vocab) == "Vocab('ab')"
+
+
+def test_code_points() -> None:
+    assert code_points("a\U0001f600\ud800").tolist() == [97, 0x1F600, 0xD800]
+    assert code_points("").size == 0
 
 
 @pytest.mark.parametrize(
@@ -62,16 +116,31 @@ def test_refused(characters: list[str]) -> None:
 )
 def test_refused_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vocab.json").write_bytes(content)
-    with pytest.raises(ChargptError, match=r"vocab\.json: not a vocabulary"):
+    with pytest.raises(ChargptError) as error:
         Vocab.load(tmp_path / "vocab.json")
-    with pytest.raises(ChargptError, match="no such file"):
-        Vocab.load(tmp_path / "none.json")
+    reason = f": {ORDER}" if b"ba" in content else ""
+    assert str(error.value) == (
+        f'{tmp_path}/vocab.json: not a vocabulary like {{"characters": "abc"}}{reason};'
+        " run `dvc repro -f prepare` to make it again"
+    )
+
+
+def test_no_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ChargptError, match=r"no such file; run `dvc repro` to make it$"):
+            Vocab.load(path)
 
 
 def test_file_round_trip(tmp_path: Path, vocab: Vocab) -> None:
     (tmp_path / "vocab.json").write_text(vocab.to_json())
-    assert Vocab.load(tmp_path / "vocab.json") == vocab
+    assert Vocab.load(tmp_path / "vocab.json") == vocab == Vocab.load(str(tmp_path / "vocab.json"))
+
+
+def test_a_file_may_hold_characters_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_bytes('{"characters": "aé☃"}'.encode())
+    assert Vocab.load(tmp_path / "vocab.json") == Vocab("aé☃")
 
 
 def test_json_is_plain() -> None:
     assert json.loads(Vocab("\n a\U0001f600").to_json()) == {"characters": "\n a\U0001f600"}
+    assert Vocab("\u00e9").to_json() == '{"characters": "\\u00e9"}\n'

@@ -1,7 +1,11 @@
-"""The edge: everything that talks to people, git, DVC, signals and the terminal. Nothing further in imports it."""
+"""The outermost ring of the code: everything that deals with people, git, DVC, signals and the terminal.
+
+Only the runner `stages/__main__.py` and the entry point `chargpt/__main__.py` import it.
+"""
 
 import os
 
-# GNU OpenMP's threads spin for milliseconds when one waits for another. Beside any other program that made training
-# 25 times slower; after this many rounds (tens of microseconds) they sleep, which costs nothing on an idle machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read once, when torch is loaded
+# GNU OpenMP's threads wait for one another in a busy loop, for milliseconds. Beside any other program, this made
+# training 25 times slower. With this setting, a thread sleeps after 10000 rounds, which take tens of microseconds.
+# On an idle machine it costs nothing.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # must be set before torch is loaded, which reads it once

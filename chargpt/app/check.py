@@ -1,4 +1,4 @@
-"""`chargpt check`: what would go wrong later, and which stages changed."""
+"""`chargpt check`: find what would make a later command fail, and which stages changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from chargpt.errors import ChargptError, escape
 
 
 def problems() -> Iterator[str]:
-    """What would go wrong later, one line each with what to type. Loads torch only if `device` names a GPU."""
+    """Yield a line for each thing that would make a later command fail; the line says what to type.
+
+    Loads torch only if `device` names a GPU.
+    """
     try:
         params = load_params()
     except ChargptError as error:
@@ -62,6 +65,7 @@ def _installed(name: str) -> str | None:
 
 
 def git_problems() -> Iterator[str]:
+    """Yield a line for each thing about git that would make a later command fail; the line says what to type."""
     if shutil.which("git") is None:
         yield "git is not installed, and DVC needs it; install it"
     elif git("rev-parse", "--git-dir") is None:
@@ -86,7 +90,10 @@ def git_problems() -> Iterator[str]:
 
 
 def changed_stages() -> list[str]:
-    """The stages that `dvc repro` would run now, without those that only depend on them. Raises ChargptError."""
+    """The stages that `dvc repro` would run now, without the stages that only depend on these.
+
+    Raises ChargptError if DVC cannot find out.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

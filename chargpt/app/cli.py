@@ -34,13 +34,13 @@ class OneLineErrors(TyperGroup):
                 if sys.stdout is not None:
                     sys.stdout.flush()
                 return result
-            except BrokenPipeError:  # the reader has enough: `chargpt generate | head`
+            except BrokenPipeError:  # the reader closed the pipe, as in `chargpt generate | head`
                 silence_stdout()
 
 
 app = typer.Typer(
     cls=OneLineErrors,
-    help="A small language model over characters: generate text, migrate legacy weights, export; check and release.",
+    help="A small character-level language model: generate text; migrate, export, check and release models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,7 +54,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def _load(model: Path, device: torch.device | str = "cpu") -> tuple[GPT, Vocab]:
-    """`load_model`, which says what makes the pipeline's own model where there is none yet."""
+    """Load a model. If the pipeline's own model does not exist yet, the error says how to make it."""
     from chargpt.checkpoint import load_model
 
     if model == MODEL and not model.exists():
@@ -64,7 +64,9 @@ def _load(model: Path, device: torch.device | str = "cpu") -> tuple[GPT, Vocab]:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
@@ -73,21 +75,21 @@ def _main(
 def generate(
     prompt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Text to continue; - reads it from standard input.", show_default="a line break"),
+        typer.Option(help="Text to continue; - reads the text from standard input.", show_default="a line break"),
     ] = None,
-    prompt_file: Annotated[Optional[Path], typer.Option(help="File of the text to continue.")] = None,  # noqa: UP045
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Characters to generate.")] = 500,
-    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Texts to generate.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest; 1 samples as learned.")] = 0.8,
+    prompt_file: Annotated[Optional[Path], typer.Option(help="File with the text to continue.")] = None,  # noqa: UP045
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Number of characters to generate.")] = 500,
+    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Number of texts to generate.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest character; 1: as learned.")] = 0.8,
     top_k: Annotated[Optional[int], typer.Option(help="Sample from the k likeliest characters only.")] = None,  # noqa: UP045
-    top_p: Annotated[Optional[float], typer.Option(help="Sample from the likeliest that sum to p.")] = None,  # noqa: UP045
+    top_p: Annotated[Optional[float], typer.Option(help="Sample from the likeliest that add up to p.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same text.")] = None,  # noqa: UP045
     model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    output: Annotated[Optional[Path], typer.Option(help="File to write to, once the text is complete.")] = None,  # noqa: UP045
-    exact: Annotated[bool, typer.Option("--exact", help="Always see the whole context; slow past its end.")] = False,
+    output: Annotated[Optional[Path], typer.Option(help="File to write instead, once the text is complete.")] = None,  # noqa: UP045
+    exact: Annotated[bool, typer.Option("--exact", help="Always use the whole context; slow for long texts.")] = False,
 ) -> None:
-    """Continue a prompt; the text goes to standard output as it is made."""
+    """Continue a prompt, and write the text to standard output while it is generated."""
     import torch
 
     from chargpt.device import pick_device
@@ -117,7 +119,7 @@ def generate(
 
 
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
-    """The text to continue: given, from a file, from standard input, or a line break."""
+    """The text to continue: --prompt, a file or standard input; a line break if no option is given."""
     if prompt is not None and prompt_file is not None:
         raise ChargptError("--prompt and --prompt-file exclude one another; give one of them")
     if prompt_file is None and prompt != "-":
@@ -135,11 +137,13 @@ def migrate(
     corpus: Annotated[Optional[Path], typer.Option(help="The text that the model was trained on.")] = None,  # noqa: UP045
     output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.safetensors"),
     config: Annotated[Optional[Path], typer.Option(help="The legacy config.json, if you have it.")] = None,  # noqa: UP045
-    dialect: Annotated[str, typer.Option(help="auto, or gelu|relu-head|embedding, such as relu-embedding.")] = "auto",
-    val_fraction: Annotated[float, typer.Option(help="Last part of the text, on which the loss is measured.")] = 0.1,
+    dialect: Annotated[
+        str, typer.Option(help="auto, gelu-head, gelu-embedding, relu-head or relu-embedding.")
+    ] = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Part of the text, at its end, to measure the loss on.")] = 0.1,
     params_out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="params.yaml to set so that training continues this model; made if it is not there."),
+        typer.Option(help="params.yaml to change so that training continues this model; created if missing."),
     ] = None,
 ) -> None:
     """Convert legacy text weights to a model file that computes the same function."""
@@ -160,7 +164,7 @@ def migrate(
     if not 0 < val_fraction < 1:
         raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
     loop = params_edit.legacy_settings(config) if config and params_out else {}
-    if params_out and (params_out.exists() or params_out.is_symlink()):  # before anything is written
+    if params_out and (params_out.exists() or params_out.is_symlink()):  # refuse a bad one before writing anything
         params_edit.load_editable(params_out)
     vocab, length = scan_text(corpus)
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +183,7 @@ def migrate(
 @app.command()
 def export(
     model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
-    output: Annotated[Path, typer.Option(help="Directory to write, or file if it ends in .onnx.")] = Path("hf"),
+    output: Annotated[Path, typer.Option(help="Directory to write, or a file that ends in .onnx.")] = Path("hf"),
 ) -> None:
     """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
     from chargpt.checkpoint import read_metadata
@@ -217,7 +221,9 @@ def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) 
 def report(
     against: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Revision, tag or experiment.", show_default="newest version before this model"),
+        typer.Option(
+            help="Revision, tag or experiment to compare with.", show_default="newest version before this model"
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
@@ -231,14 +237,14 @@ def report(
 
 @app.command()
 def check() -> None:
-    """Look for what would go wrong later: parameters, environment, git; and say what to run next."""
+    """Look for problems in the parameters, the environment and git, and say what to run next."""
     from chargpt.app.check import changed_stages, problems
 
     found = [line.removeprefix("error: ") for problem in problems() for line in problem.split("\n")]
     for problem in found:
         print(f"problem: {problem}", file=sys.stderr)
     if found:
-        raise ChargptError(f"{len(found)} to mend, then check again")
+        raise ChargptError(f"{len(found)} to correct, then check again")
     changed = changed_stages()
     print("all in order; " + (f"next: dvc repro (changed: {', '.join(changed)})" if changed else "up to date"))
 
@@ -248,12 +254,13 @@ def gate(
     against: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Revision or experiment.", show_default="HEAD, or the commit before if nothing changed since"
+            help="Revision or experiment to compare with.",
+            show_default="HEAD, or the commit before it if no metric changed since HEAD",
         ),
     ] = None,
-    max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a part of the old value.")] = 0.01,
+    max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a fraction of the old value.")] = 0.01,
 ) -> None:
-    """Exit with 1 if a metric got worse than at another revision; for continuous integration."""
+    """Exit with status 1 if a metric is worse than at another revision; for continuous integration."""
     from chargpt.app.gate import compare
 
     revision, rows = compare(against, max_regression)
@@ -270,11 +277,11 @@ def gate(
 
 @app.command()
 def release(
-    version: Annotated[str, typer.Argument(help="Such as v1.2.0.")],
-    name: Annotated[str, typer.Option(help="Artifact that dvc.yaml declares.")] = "chargpt",
-    message: Annotated[Optional[str], typer.Option("--message", "-m", help="Of the tag.")] = None,  # noqa: UP045
+    version: Annotated[str, typer.Argument(help="Version, such as v1.2.0.")],
+    name: Annotated[str, typer.Option(help="Name of an artifact that dvc.yaml declares.")] = "chargpt",
+    message: Annotated[Optional[str], typer.Option("--message", "-m", help="Message of the tag.")] = None,  # noqa: UP045
 ) -> None:
-    """Make the present commit a version of the model, if it is complete and others can get it."""
+    """Register the current commit as a version of the model, if it is complete and others can fetch the model."""
     from chargpt.app import release as releasing
 
     tag = releasing.release(version, name, message)

@@ -1,4 +1,4 @@
-"""`chargpt gate`: did a metric get worse than at another revision?"""
+"""`chargpt gate`: find out whether a metric is worse than at another revision."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from chargpt.files import finite_numbers, read_json
 
 
 def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple[str, float, float, bool]]]:
-    """Each of the model's metrics at a revision and now, and whether it got worse; lower is better for all.
+    """Compare each of the model's metrics with its value at another revision. Lower is better for all metrics.
 
-    against: any revision or experiment; None takes HEAD or, if nothing changed since, the commit before. Worse is more
-    than `max_regression` above the old value, as a part of it. Returns the revision and (name, before, now, worse).
+    against: any revision or experiment; None takes HEAD or, if no metric changed since HEAD, the commit before it.
+    max_regression: allowed rise, as a fraction of the old value; a metric that rose more is worse.
+    Returns the revision and, for each metric, (name, value there, value now, whether it is worse).
     Raises ChargptError if there is nothing to compare with.
     """
     now = finite_numbers(read_json(METRICS)) if Path(METRICS).exists() else {}
@@ -23,7 +24,7 @@ def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple
     before = metrics_at(revision)
     missing = before.keys() - now.keys()
     if missing or not before:
-        what = f"{', '.join(sorted(missing))} missing" if missing else f"nothing at {revision}"
+        what = f"{', '.join(sorted(missing))} missing" if missing else f"no metrics at {revision}"
         raise ChargptError(f"{METRICS}: {what}; run dvc repro, or name a revision that has it with --against")
     return revision, [
         (name, old, now[name], not now[name] <= old + abs(old) * max_regression) for name, old in sorted(before.items())

@@ -1,4 +1,4 @@
-"""The train stage in several processes, which torchrun starts."""
+"""Run the train stage in several processes, which torchrun starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chargpt.training.monitor import ALONE, Place
 
 
 def place() -> Place:
-    """Which process of a training this is, in the environment variables that torchrun sets for those it starts."""
+    """Which process of a training this is, from the environment variables that torchrun sets."""
     if not launched():
         return ALONE
     return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
@@ -24,15 +24,18 @@ def launched() -> bool:
 
 
 def launch(options: list[str], module: str, *arguments: str) -> None:
-    """Run a module in several processes with torchrun, on this machine and those that its environment names.
+    """Run a module in several processes with torchrun.
 
-    Exits as the first process that fails, which says why itself. Raises ChargptError if a signal ended it.
+    options: those of torchrun. Its environment variables may name further machines. If a process fails, it prints the
+    reason, and this function exits with the same status. Raises ChargptError if a signal ended the first process that
+    failed.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # pages about what is said in a line
+    # torch would log pages of text about an error that is reported in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run.run(run.parse_args([*options, "-m", module, *arguments]))
     except SignalException as error:
@@ -42,4 +45,6 @@ def launch(options: list[str], module: str, *arguments: str) -> None:
         if failure.exitcode > 0:
             sys.exit(failure.exitcode)
         name = signal.Signals(-failure.exitcode).name
-        raise ChargptError(f"process {rank} was ended by {name}; run again, training goes on where it was") from None
+        raise ChargptError(
+            f"process {rank} was ended by {name}; run again, training continues from the saved state"
+        ) from None

@@ -1,4 +1,7 @@
-"""What the environment says: where states and the cached text lie, how often to save, who shares the processor."""
+"""Read environment variables and running processes.
+
+They say where states and the cached text lie, how often to save, and how many trainings share the processor.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ SAVE_EVERY_S = 15.0
 
 
 def state_root() -> Path:
-    """Where the states of unfinished runs lie: in the main checkout, also for DVC's copies of it."""
+    """Directory for the states of unfinished runs. It is in the main checkout, also if DVC runs in a copy of it."""
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "chargpt"
 
 
 def seconds_between_saves() -> float:
-    """CHARGPT_SAVE_EVERY_S, 15 if not set. Raises ChargptError if it is not a number, at least 0."""
+    """CHARGPT_SAVE_EVERY_S, or 15 if it is not set. Raises ChargptError if it is not a number of at least 0."""
     value = os.environ.get("CHARGPT_SAVE_EVERY_S") or SAVE_EVERY_S
     try:
         seconds = float(value)
@@ -31,21 +34,22 @@ def seconds_between_saves() -> float:
 
 
 def fresh_start() -> bool:
-    """Whether CHARGPT_FRESH asks to ignore a saved state."""
+    """Whether to ignore a saved state: CHARGPT_FRESH is set, and not to 0."""
     return os.environ.get("CHARGPT_FRESH", "0") not in ("", "0")
 
 
 def cache_folder() -> Path:
-    """Where the verified text is kept: $CHARGPT_CACHE_DIR, or `chargpt` in the user's cache directory."""
+    """Directory that keeps the verified text: $CHARGPT_CACHE_DIR, or `chargpt` in the user's cache directory."""
     import platformdirs
 
     return Path(os.environ.get("CHARGPT_CACHE_DIR") or platformdirs.user_cache_dir("chargpt"))
 
 
 def runs_here() -> int:
-    """Trainings on this machine that share its cores with this one, itself included.
+    """Number of trainings that share the cores of this machine, this one included.
 
-    Those that DVC's queue is about to start count. OMP_NUM_THREADS overrides the sharing: then 1.
+    If DVC has more queue workers than there are trainings, their number counts: each will start one.
+    If OMP_NUM_THREADS is set, the user has chosen the number of threads: the result is then 1.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return 1

@@ -16,23 +16,26 @@ METRICS = "metrics/evaluate.json"
 
 
 def metrics_at(revision: str) -> dict[str, float]:
-    """The numbers in the metrics file at a revision."""
+    """The numbers in the metrics file at a revision or experiment; empty if it has no such file.
+
+    Raises ChargptError if there is no such revision.
+    """
     import dvc.api
 
     try:
         return finite_numbers(dvc.api.metrics_show(METRICS, rev=revision))
     except FileNotFoundError:
         return {}
-    except Exception as error:  # DVC and git libraries raise all kinds for what is no revision
+    except Exception as error:  # for an unknown revision, libraries of DVC and git raise errors of many types
         raise ChargptError(
             f"{revision}: {one_line(error)}; or in CI fetch the whole history (fetch-depth: 0)"
         ) from None
 
 
 def previous_version(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Tag and metrics of the newest version in this commit's history that has other figures, or None.
+    """Tag and metrics of the newest version in HEAD's history whose metrics are not `figures`, or None.
 
-    A version with these very figures is this model itself, released before its pipeline ran again.
+    A version with exactly these metrics is the same model: it was released before the pipeline ran again.
     """
     tags = git("tag", "--merged", "HEAD", "--sort=-version:refname", "--list", f"{ARTIFACT}@v*")
     for tag in (tags or "").split():

@@ -1,4 +1,4 @@
-"""Expected failures in one line, with an exit status: 1 error, 130 Ctrl-C, 143 SIGTERM."""
+"""Report expected failures in one line, with an exit status: 1 error, 130 Ctrl-C, 143 SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from chargpt.errors import ChargptError, escape
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; an exception, so that half-written files are removed on the way out."""
+    """SIGTERM arrived. As an exception, it lets `finally` blocks remove half-written files."""
 
 
 NO_MEMORY = re.compile(
     "out of memory|not enough memory|can(no|')t allocate|failed to allocate|bad_?alloc|failed to map segment"
     "|can't start new thread",
     re.IGNORECASE,
-)  # in the words of torch, ONNX Runtime, the loader of libraries, Python
+)  # messages of torch, ONNX Runtime, the loader of shared libraries and Python
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Report an expected failure in one line on stderr and exit with 1, instead of a traceback.
 
-    Ctrl-C exits with 130, SIGTERM with 143. Anything else is a defect of ours and keeps its traceback.
+    Ctrl-C exits with 130, SIGTERM with 143. Any other exception is a defect of chargpt and keeps its traceback.
     """
     _reopen_standard_streams()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
@@ -39,7 +39,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
+            sys.stdout.flush()  # now, while a full disk or a closed pipe can still be reported
     except ChargptError as error:
         _fail(str(error))
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
@@ -53,7 +53,7 @@ def one_line_errors() -> Iterator[None]:
             _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not disturb the ending
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Terminated:
@@ -62,32 +62,35 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+    signal.signal(number, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
     raise Terminated
 
 
 def _fail(message: str) -> NoReturn:
-    """End with a message in which control characters of a stranger's file are written out."""
+    """Exit with status 1 and a message. Its control characters, which may come from a stranger's file, are escaped."""
     sys.exit("error: " + "\n".join(escape(line, len(line)) for line in message.split("\n")))
 
 
 def _reopen_standard_streams() -> None:
-    """Reopen closed standard streams, so that no file of ours gets their descriptors and what is printed to them."""
-    with suppress(OSError):  # no descriptor left: then none of the three is closed
+    """Reopen closed standard streams on the null device.
+
+    Otherwise a file that chargpt opens could get the descriptor of such a stream, and printed text would end up in it.
+    """
+    with suppress(OSError):  # no free descriptor: then none of the three is closed
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (for good)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (it stays open)
 
 
 def silence_stdout() -> None:
-    """Python flushes stdout once more at exit and would complain there."""
+    """Send stdout to the null device. Python flushes stdout again at exit, and would report the failure again."""
     if sys.stdout is not None:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(error: Exception) -> str:
-    """Another library's error as part of one line."""
+    """The message of another library's error, as one line of at most 400 characters."""
     return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Changes params.yaml and keeps its comments; the lines with which the pipeline continues a legacy model."""
+"""Change params.yaml and keep its comments; find the values with which the pipeline continues a legacy model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chargpt.params import check_value
 if TYPE_CHECKING:
     from chargpt.model import GPT
 
-# the legacy loop: AdamW with torch's defaults at one rate, no warm-up, no clipping
+# how the legacy scripts trained: AdamW with torch's defaults, a constant learning rate, no warm-up, no clipping
 LEGACY_LOOP = {
     "optimizer": "adamw",
     "warmup_iters": 0,
@@ -31,11 +31,11 @@ LEGACY_LOOP = {
 
 
 def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
-    """Change values in a params.yaml and keep the others and the comments; a new file gets these lines only.
+    """Change values in a params.yaml; the other values and the comments stay. A new file gets only the changed values.
 
-    Raises ChargptError, and changes nothing, if the file would no longer be valid.
+    changes: new values by key. Raises ChargptError, and changes nothing, if the file would no longer be valid.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # the target of a link changes, and the link stays
     for key, value in changes.items():
         check_value(key, value, str(path))
     values = load_editable(path) if path.exists() else {}
@@ -52,11 +52,14 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
 
 
 def load_editable(path: str | Path) -> Any:
-    """The content of a params.yaml with all that `write_params` keeps. Raises ChargptError if it is not a valid one."""
+    """The content of a params.yaml, with the comments and quotes that `write_params` keeps.
+
+    Raises ChargptError if the file is not valid.
+    """
     load_params(path)
     try:
         return _comment_keeper().load(Path(path).read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:  # of tabs, where the other parser takes them
+    except MarkedYAMLError as error:  # for tabs that the parser of `load_params` accepts
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ChargptError(f"{path}: line {line}: not valid YAML: {escape(error.problem)}; is there a tab?") from None
 
@@ -71,9 +74,9 @@ def _comment_keeper() -> YAML:
 
 
 def legacy_settings(path: Path) -> dict[str, Any]:
-    """What a legacy config.json says of training, as lines of params.yaml with which it goes on as before.
+    """The training settings of a legacy config.json, as values of params.yaml that continue training as before.
 
-    Raises ChargptError if a value is none that params.yaml allows.
+    Raises ChargptError if params.yaml does not allow one of the values.
     """
     refuse_link(path)
     config = read_json(path)
@@ -88,6 +91,6 @@ def legacy_settings(path: Path) -> dict[str, Any]:
 
 
 def matching_params(model: GPT, dialect: str) -> dict[str, Any]:
-    """The lines of params.yaml with which the train stage continues this migrated model."""
+    """The values of params.yaml with which the train stage continues a migrated model."""
     names = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
     return {"init": "migrated", "dialect": dialect} | {name: getattr(model.config, name) for name in names}

@@ -1,4 +1,4 @@
-"""Reads params.yaml, which may be a stranger's, exactly as DVC reads it."""
+"""Read params.yaml exactly as DVC reads it. The file may come from a stranger."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chargpt.params import Params, check_params, show_value
 
 PARAMS_FILE = "params.yaml"
 FLAT = "write one `key: value` a line, or type: git checkout params.yaml"
-MAX_BYTES = 50_000  # a params file is a page, and the parser takes a second for this many
-MAX_DEPTH = 10  # of lists within lists; the parser takes minutes for thousands
+MAX_BYTES = 50_000  # a params.yaml is about one page; the parser takes a second for so many bytes
+MAX_DEPTH = 10  # levels of nested lists; the parser takes minutes for thousands
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:
     """Read and check the whole of a params.yaml.
 
-    Raises ChargptError with one line per problem: key, value found, what is allowed, nearest valid name.
+    Raises ChargptError with one line per problem: the key, the value found, what is allowed, or the nearest valid name.
     """
     return check_params(_read_yaml(Path(path)), path)
 
@@ -38,7 +38,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ChargptError(f"{path}: larger than {MAX_BYTES} bytes; it should hold one short line per parameter")
     try:
         text = raw.decode("utf-8")
-        with warnings.catch_warnings(action="ignore"):  # of what YAML 1.1 meant, over many lines
+        with warnings.catch_warnings(action="ignore"):  # the parser warns, in many lines, about the older YAML 1.1
             _refuse_bombs(path, text)
             values = YAML(typ="safe").load(text)
     except ChargptError:
@@ -52,7 +52,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ChargptError(f"{path}: line {line}: not valid YAML: {escape(error.problem)}; {FLAT}") from None
-    except Exception as error:  # the parser lets errors of many kinds through for odd tags and keys
+    except Exception as error:  # for odd tags and keys, the parser raises errors of many types
         raise ChargptError(f"{path}: not valid YAML: {escape(error) or type(error).__name__}; {FLAT}") from None
     if not isinstance(values, dict):
         raise ChargptError(f"{path}: found {type(values).__name__}, expected lines of the form `key: value`; {FLAT}")
@@ -60,7 +60,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_bombs(path: Path, text: str) -> None:
-    """Raise ChargptError for what a short file can make large: ten times ten times ten of a list that has a name."""
+    """Raise ChargptError if the text could expand to something huge: named lists or mappings, or deep nesting.
+
+    With names (anchors), a short file can hold ten times a list that holds ten times another list, and so on.
+    """
     depth = 0
     for event in YAML(typ="safe").parse(text):
         if isinstance(event, CollectionStartEvent):
@@ -69,11 +72,11 @@ def _refuse_bombs(path: Path, text: str) -> None:
             if event.anchor:
                 raise ChargptError(f"{where}: an anchor (&) on a list or mapping; write its values out")
             if depth > MAX_DEPTH:
-                raise ChargptError(f"{where}: more than {MAX_DEPTH} lists or mappings in one another; {FLAT}")
+                raise ChargptError(f"{where}: lists or mappings are nested more than {MAX_DEPTH} deep; {FLAT}")
         elif isinstance(event, CollectionEndEvent):
             depth -= 1
 
 
 def _name(key: object) -> str:
-    """A key as text that can be compared and shown; of ours, all are short text."""
+    """A key as text that can be compared and shown. A valid key is short text; a stranger's may be anything."""
     return (key if isinstance(key, str) else show_value(key)).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""The progress of a training run: a live line in a terminal, plain lines in a file."""
+"""Show the progress of a training run: one line that changes in a terminal, a line per evaluation in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Monitor):
-    """Shows losses, rate, characters per second and time left on stderr, and stops the run when `stops` says so."""
+    """Shows losses, learning rate, characters per second and time left on stderr; stops the run if `stops` says so."""
 
     def __init__(self, params: Params, stops: Stops) -> None:
         self.stops = stops
@@ -29,7 +29,7 @@ class Progress(Monitor):
         self.batch = params.batch_size * params.block_size
         self.live = sys.stderr.isatty()
         self.bar: tqdm[None] | None = None
-        self.updates, self.began = 0, time.monotonic()  # of this process
+        self.updates, self.began = 0, time.monotonic()  # updates by this process, and their start
         self.row = ""
 
     def __enter__(self) -> Progress:
@@ -45,7 +45,7 @@ class Progress(Monitor):
         return self.stops.stop_reason()
 
     def say(self, text: str) -> None:
-        with suppress(OSError):  # nobody may be listening any more
+        with suppress(OSError):  # the terminal or the pipe may be closed
             tqdm.write(f"train: {text}", file=sys.stderr)
 
     def started(self, step: int) -> None:
@@ -57,7 +57,7 @@ class Progress(Monitor):
         assert self.bar is not None
         self.bar.update(self.batch)
         self.updates += 1
-        if self.live and len(losses) % 20 == 1:  # reading a loss makes a GPU wait
+        if self.live and len(losses) % 20 == 1:  # not every time: reading a loss makes a GPU wait
             self.bar.set_description_str(f"train {losses[-1].item():.3f} {self.row}", refresh=False)
 
     def evaluated(self, row: Row) -> None:
@@ -66,7 +66,7 @@ class Progress(Monitor):
             self.say(f"step {row.step}/{self.max_iters}: train {row.train_loss:.4f} {self.row}{self._pace(row.step)}")
 
     def _pace(self, step: int) -> str:
-        """Characters per second and time left, once there is something to measure."""
+        """Characters per second and time left; empty before the first update."""
         if not self.updates:
             return ""
         seconds = (time.monotonic() - self.began) / self.updates

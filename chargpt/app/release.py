@@ -1,4 +1,4 @@
-"""`chargpt release`: may this commit become a version of the model?"""
+"""`chargpt release`: register the current commit as a version of the model, if nothing is missing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from chargpt.errors import ChargptError
 
 
 def release(version: str, name: str = ARTIFACT, message: str | None = None) -> str:
-    """Register HEAD as a version of the model, with gto's annotated tag, which is returned.
+    """Register HEAD as a version of the model, with an annotated tag made by gto; return the tag's name.
 
-    Raises ChargptError, and makes nothing, unless: dvc.yaml declares the name, the tree is clean, dvc.lock belongs to
-    it, the remote holds every object, and the version is a new one.
+    name: the artifact in dvc.yaml. message: of the tag. Raises ChargptError, and makes no tag, unless dvc.yaml declares
+    the artifact, nothing is uncommitted, dvc.lock matches the code, params.yaml and the outputs, the remote holds every
+    output, and the version is new.
     """
     try:
         number = Version(version.removeprefix("v"))
         if len(number.release) != 3:
             raise InvalidVersion
-    except ValueError:  # InvalidVersion, or numbers longer than Python reads
+    except ValueError:  # InvalidVersion, or a number with more digits than Python reads
         raise ChargptError(f"{version[:40]}: not a version; it must look like v1.2.0") from None
     declared = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8")).get("artifacts", {})
     if name not in declared:
@@ -40,12 +41,12 @@ def release(version: str, name: str = ARTIFACT, message: str | None = None) -> s
     done = _dvc("repro", "--dry", "--allow-missing")
     if done.returncode or "Running stage" in done.stdout:
         raise ChargptError(
-            "dvc.lock is out of step with the code, params.yaml or the outputs here; type: dvc repro, and commit it"
+            "dvc.lock does not match the code, params.yaml or the outputs here; type: dvc repro, and commit it"
         )
     done = _dvc("status", "--cloud", "--json")
     if done.returncode:
         raise ChargptError(
-            f"the remote cannot be asked: {done.stderr.strip().splitlines()[-1]}; mend it, then release again"
+            f"cannot read the remote: {done.stderr.strip().splitlines()[-1]}; correct its settings, then release again"
         )
     absent = [name for name, state in json.loads(done.stdout or "{}").items() if state in ("new", "missing")]
     if absent:

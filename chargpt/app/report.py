@@ -1,4 +1,4 @@
-"""`chargpt report`: the page about the present model, compared with another version."""
+"""`chargpt report`: write the page about the current model, compared with another version."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TRACKED = "metrics/report.html"
 
 
 def write_report(output: Path, against: str | None = None, device: str = "auto") -> str | None:
-    """Write the page to `output`; returns the revision that it compares with, or None if there is none.
+    """Write the page to `output`. Returns the revision that the page compares with, or None if there is none.
 
-    against: any revision or experiment; None takes the newest version in this commit's history whose metrics differ.
-    Raises ChargptError if the pipeline's outputs are not here, or the revision has no metrics.
+    against: any revision or experiment; None takes the newest version in HEAD's history whose metrics differ.
+    Raises ChargptError if an output of the pipeline is missing, or if the revision has no metrics.
     """
     from chargpt.checkpoint import load_model
     from chargpt.data import read_tokens

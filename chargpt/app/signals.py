@@ -1,4 +1,4 @@
-"""Reasons to stop training early: signals, and the death of the DVC that started it. Loads no torch."""
+"""Reasons to stop training early: signals, and the death of the DVC that started it. Does not load torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ CHECK_PARENTS_EVERY_S = 1.0
 
 
 class Stops:
-    """Notices SIGINT, SIGTERM and the death of the DVC that started this process, which is looked for at once."""
+    """Notices SIGINT, SIGTERM and the death of the DVC that started this process.
+
+    The constructor looks for this DVC, so it must be called while DVC still runs.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
@@ -28,14 +31,14 @@ class Stops:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():  # once stopped, another signal must not disturb the ending
+        for number, handler in self._previous.items():  # after a stop, another signal must not interrupt the exit
             signal.signal(number, signal.SIG_IGN if self.status else handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.reason, self.status = signal.Signals(number).name, 128 + number
 
     def stop_reason(self) -> str:
-        """Why to save and stop now, or nothing; cheap enough for every step."""
+        """The reason to save and stop now, or an empty string. Fast enough to be called before every update."""
         if self._dvc and not self.status and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PARENTS_EVERY_S
             if self._dvc not in psutil.Process().parents():

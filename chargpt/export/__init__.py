@@ -1,1 +1,1 @@
-"""A model in the formats of other programs."""
+"""Export a model in the formats of other programs."""

@@ -13,29 +13,34 @@ from chargpt.model import GPT
 from chargpt.vocab import Vocab
 
 MAX_SHOWN = 500  # characters of the vocabulary
-FRONT_MATTER = {"library_name": "transformers", "pipeline_tag": "text-generation"}  # what the Hub reads
+FRONT_MATTER = {"library_name": "transformers", "pipeline_tag": "text-generation"}  # read by the Hugging Face Hub
 
 
 def model_card(
     model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Mapping[str, float], stored_width: int
 ) -> str:
-    """The export's README.md: what the model is, how good, how it was trained, how to load it.
+    """The text of the card: what the model is, how good it is, how it was trained, and how to load it.
 
-    stored_width: width of the layers in the directory, which may be larger than n_embd.
+    params: what the model was trained with. metrics: its metrics. Empty ones are left out of the card.
+    stored_width: width of the layers in the exported files; it may be larger than n_embd.
     """
     c = model.config
     shown = "".join(vocab.itos[:MAX_SHOWN]) + ("..." if len(vocab) > MAX_SHOWN else "")
     characters = "".join(
         c if c.isprintable() and c != "`" else _code(c)[1:-1] for c in json.dumps(shown, ensure_ascii=False)
     )
-    # in transformers, unlike here, generation ends with the context
+    # in transformers, a text cannot be longer than the context; chargpt has no such limit
     half = max(1, c.block_size // 2)
     wider = stored_width - c.n_embd
-    note = f" It is stored {wider} units wider, which hold the head's bias; GPT-2 has none." if wider else ""
+    note = (
+        f" It is stored {wider} units wider, to hold the bias of the output layer, which GPT-2 does not have."
+        if wider
+        else ""
+    )
     sections = [
         f"---\n{yaml.safe_dump(FRONT_MATTER)}---\n",
-        "# A character-level GPT\n\nMade with chargpt. Each token is one character; a text may only hold the"
-        f" {len(vocab)} that the model knows:\n\n```\n{characters}\n```\n",
+        "# A character-level GPT\n\nMade with chargpt. Each token is one character. The model knows"
+        f" {len(vocab)} characters, and a text may hold no others:\n\n```\n{characters}\n```\n",
         "## Load it\n\n```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", model="PATH OF THIS DIRECTORY")\n'
         f"print(generate({json.dumps(vocab.itos[0])}, max_new_tokens={half}, do_sample=True)[0]"
@@ -45,7 +50,9 @@ def model_card(
         + _table("of the original", asdict(c) | {"parameters": sum(p.numel() for p in model.parameters())}),
     ]
     if metrics:
-        sections.append("## Metrics\n\nOn text it was not trained on.\n\n" + _table("metric", metrics))
+        sections.append(
+            "## Metrics\n\nMeasured on text that the model was not trained on.\n\n" + _table("metric", metrics)
+        )
     if params:
         sections.append("## Trained with\n\n" + _table("parameter", params))
     return "\n".join(sections)
@@ -57,5 +64,5 @@ def _table(head: str, rows: Mapping[str, Any]) -> str:
 
 
 def _code(value: object) -> str:
-    """JSON that ends neither the code span nor the table's cell in which it stands."""
+    """A value as JSON that cannot end the code span or the table cell around it."""
     return json.dumps(value).replace("`", r"\u0060").replace("|", r"\u007c")

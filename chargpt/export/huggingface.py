@@ -1,4 +1,4 @@
-"""A model as a Hugging Face directory, which `transformers` loads as GPT-2 without any code of ours."""
+"""Export a model as a Hugging Face directory, which `transformers` loads as GPT-2 without code of chargpt."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def export(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
-    params: what the model was trained with; metrics: its figures; both for the card only.
-    A new directory appears whole; an earlier export is overwritten, file by file; nothing is ever removed.
-    The same model gives the same bytes.
-    Raises ChargptError if `output` holds anything else.
+    params: what the model was trained with. metrics: its metrics. Both appear on the model card only.
+    A new directory appears complete. An earlier export is overwritten file by file. No file is removed. The same
+    arguments give the same bytes. Raises ChargptError if `output` holds anything but an earlier export, or if a weight
+    in GPT-2's layout is not finite.
     """
     output = Path(output)
     if output.exists() and not (output.is_dir() and _names(output) in (set(), FILES, FILES - {"README.md"})):
-        raise ChargptError(f"{output}: holds something else than an earlier export; choose another directory")
+        raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
     tensors, config = gpt2_layout(model)
     for tensor_name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ChargptError(
-                f"{output}: not written: in GPT-2's layout {tensor_name} holds nan or infinite values; export another"
+                f"{output}: not written: in GPT-2's layout {tensor_name} holds nan or infinite values;"
+                " export another model"
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output.parent) as name:  # all of it, or nothing
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output.parent) as name:  # complete, or absent
         folder = Path(name) / "hf"
         folder.mkdir()
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -67,7 +68,10 @@ def _names(folder: Path) -> set[str]:
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:
-    """tokenizer.json: each character is a token; a character outside the vocabulary is an error there too."""
+    """The content of tokenizer.json: each character is a token.
+
+    A character outside the vocabulary is an error in transformers too.
+    """
     return {
         "version": "1.0",
         "truncation": None,

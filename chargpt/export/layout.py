@@ -1,7 +1,7 @@
-"""The weights in GPT-2's layout.
+"""Convert the weights of a model to GPT-2's layout.
 
-GPT-2 differs from our model in three ways, and each folds into the weights exactly: its linear layers are stored
-transposed, its attention scale is always that of the head, and its output head has no bias.
+GPT-2 differs from `GPT` in three ways: its linear layers are stored transposed, its attention scale always follows the
+head size, and its output layer has no bias. Changed weights make up for each difference exactly.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ LAYER_NORM_EPS = 1e-5
 
 
 def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights (float32) under GPT-2's names and shapes, and the config.json that goes with them."""
+    """The weights (float32) with GPT-2's names and shapes, and the content of the config.json that describes them."""
     c = model.config
     weights = {name: t.detach().cpu().double() for name, t in model.state_dict().items()}
     head_bias = weights.pop("lm_head.bias")
-    # The head's bias b, moved into the final LayerNorm's: W (x + d) = W x + b, where W d = b has a solution.
+    # Move the output layer's bias b into the bias of the final LayerNorm: if W d = b, then W (x + d) = W x + b.
+    # A very large d would drown the values that it is added to.
     shift = torch.linalg.lstsq(weights["lm_head.weight"], head_bias[:, None], driver="gelsd").solution[:, 0]
-    shift = shift.float().double()  # as it will be stored; a huge one would drown what it is added to
+    shift = shift.float().double()  # rounded to float32, as it will be stored
     extra = 0
     if shift.abs().max() < 100 and torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5):
         weights["ln_f.bias"] += shift
@@ -44,7 +45,7 @@ def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _config(c: GPTConfig, width: int) -> dict[str, Any]:
-    """config.json of a GPT-2 whose layers are `width` wide."""
+    """The content of config.json for a GPT-2 whose layers are `width` units wide."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -67,22 +68,24 @@ def _config(c: GPTConfig, width: int) -> dict[str, Any]:
 
 
 def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig) -> dict[str, Tensor]:
-    """The same function with one more unit per head; the first carries a constant 1 into the head, times its bias.
+    """Add one unit per head without changing the function; the first new unit replaces the output layer's bias.
 
-    For a vocabulary larger than the width, where no shift of the final LayerNorm can stand for every bias.
-    LayerNorm subtracts the mean, so all that is written to the residual stream may have its mean removed;
-    units that are always zero then only shrink the variance by n_embd / width, which weights and eps make up for.
+    Needed if the vocabulary is larger than the width, because then no shift of the final LayerNorm can give every bias.
+    The first new unit is always 1 after the final LayerNorm, and the output layer multiplies it with the bias.
+    LayerNorm subtracts the mean, so the mean may be removed from everything that is written to the residual stream.
+    The new units, which are always zero there, then only multiply the variance by n_embd / width. The weights of the
+    LayerNorms and their eps make up for that.
     """
     C, nh, hs = c.n_embd, c.n_head, c.n_embd // c.n_head
     width = C + nh
 
     def per_head(matrix: Tensor) -> Tensor:
-        """(groups * C, n) -> (groups * width, n): a zero row after each head's."""
+        """(groups * C, n) -> (groups * width, n): add a row of zeros after the rows of each head."""
         heads = matrix.reshape(-1, hs, matrix.size(1))
         return torch.cat([heads, heads.new_zeros(heads.size(0), 1, heads.size(2))], 1).flatten(0, 1)
 
     def pad(tensor: Tensor, dim: int = -1) -> Tensor:
-        """Zeros for the new units along a dimension of the residual stream."""
+        """Add zeros for the new units along `dim`, which has the width of the residual stream."""
         zeros = list(tensor.shape)
         zeros[dim] = nh
         return torch.cat([tensor, tensor.new_zeros(zeros)], dim)

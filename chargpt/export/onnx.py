@@ -1,4 +1,4 @@
-"""A model as one .onnx file for ONNX Runtime."""
+"""Export a model as one .onnx file for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from chargpt.vocab import Vocab
 
 
 def save_onnx(model: GPT, vocab: Vocab, path: str | Path) -> None:
-    """Write the model as one .onnx file for ONNX Runtime, its characters in the metadata as `vocab`.
+    """Write a model as one .onnx file for ONNX Runtime.
 
-    Its inputs and outputs are those of `graph.onnx_model`.
+    The inputs and outputs are those of `graph.onnx_model`. The metadata holds the characters, as `vocab`, and
+    `block_size`.
     Raises ChargptError if the weights do not fit into one file.
     """
     if not fits(model):

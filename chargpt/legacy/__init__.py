@@ -1,1 +1,1 @@
-"""Legacy text weights: the format, its dialects, the migrated model."""
+"""Legacy text weights: their format, their dialects, and their conversion to a model file."""

@@ -1,8 +1,8 @@
-"""Which dialect legacy weights were trained in, found by evidence.
+"""Find the dialect of legacy weights: what their model computed.
 
-Two things differ between releases of the legacy code and are not in its files: the activation (ReLU or
-GELU) and the attention scale (by head size or by the whole width). A wrong guess shows as a higher loss on
-the text the model was trained on, so the four combinations are scored on it.
+Releases of the legacy code differ in two choices that their files do not record: the activation (ReLU or GELU) and the
+attention scale (by head size or by the whole width). A wrong choice gives a higher loss on the text that the model was
+trained on. So the loss of all four combinations on this text is compared.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from chargpt.legacy.directory import LegacyWeights
 from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
 
 DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
-SCORED_CHARACTERS = 10_000  # of the text, to compare dialects on
-MIN_MARGIN = 0.005  # nats per character between the best two dialects; less is too close to tell
+SCORED_CHARACTERS = 10_000  # of the text are enough to compare dialects
+MIN_MARGIN = 0.005  # nats per character between the best two dialects; less may be chance
 
 
 class DoesNotFitCorpus(ChargptError):
-    """The weights were not trained on this text: other vocabulary, or no dialect explains the text."""
+    """The weights do not fit the text: its vocabulary differs, or the losses on it do not show the dialect."""
 
 
 def score_dialects(weights: LegacyWeights, ids: Ids) -> dict[str, float]:
-    """Loss of the weights in each dialect, nats per character of `ids`.
+    """The loss of the weights on `ids` in each dialect, in nats per character.
 
-    With a single head both scales are the same number, and only `head` is scored.
+    With a single head, both attention scales are the same number. Only `head` is then scored.
     """
     candidates = [name for name in DIALECTS if weights.sizes["n_head"] > 1 or name.endswith("-head")]
     return {name: evaluate(build_model(weights, name), ids) for name in candidates}
@@ -42,8 +42,9 @@ def score_dialects(weights: LegacyWeights, ids: Ids) -> dict[str, float]:
 def choose_dialect(losses: dict[str, float], without_context: float, weights_dir: str | Path = "weights") -> str:
     """The dialect with the lowest loss (nats per character).
 
-    without_context: the loss of knowing the text's character frequencies only; a trained model is better.
-    Raises DoesNotFitCorpus if none is, or if the best two are too close to tell.
+    without_context: the loss of a prediction from the text's character frequencies only; a trained model is better.
+    weights_dir: named in messages. Raises DoesNotFitCorpus if no dialect is better than that, or if the losses of the
+    best two dialects are too close to tell which is right.
     """
     losses = {name: loss if math.isfinite(loss) else math.inf for name, loss in losses.items()}
     ranking = sorted(losses, key=lambda name: losses[name])
@@ -64,7 +65,7 @@ def choose_dialect(losses: dict[str, float], without_context: float, weights_dir
 
 
 def build_model(weights: LegacyWeights, dialect: str) -> GPT:
-    """The GPT with the legacy weights and the given dialect (`relu-embedding` and the like)."""
+    """The model with the legacy weights, in a dialect such as `relu-embedding`."""
     activation, scale = dialect.split("-")
     config = GPTConfig(
         **weights.sizes, activation=cast(Activation, activation), attention_scale=cast(AttentionScale, scale)
@@ -76,7 +77,7 @@ def build_model(weights: LegacyWeights, dialect: str) -> GPT:
 
 
 def frequency_loss(ids: Ids) -> float:
-    """Entropy in nats per character of the ids' own frequencies."""
+    """The loss of predicting ids from their frequencies, which is their entropy, in nats per character."""
     counts = np.bincount(ids)
     p = counts[counts > 0] / len(ids)
     return float(-(p * np.log(p)).sum())

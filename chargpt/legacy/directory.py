@@ -1,6 +1,6 @@
-"""A directory of legacy weights, one `<parameter>.txt` each, read as data from a stranger.
+"""Read a directory of legacy weights, with one file `<parameter>.txt` per parameter. It may come from a stranger.
 
-The architecture is read off names and shapes, except for what the files do not say: the dialect (`dialect.py`).
+The names and shapes of the parameters give the architecture. The files do not record the dialect (`dialect.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from chargpt.errors import ChargptError, escape
 from chargpt.files import read_json, refuse_link
 from chargpt.legacy.values import Array, printable, read_shape, read_values
 
-MAX_REPORTED = 20  # problems named in one report; the rest is counted
-MAX_FILES = 50_000  # a hundred layers of a hundred heads have fewer
+MAX_REPORTED = 20  # problems named in one report; the others are only counted
+MAX_FILES = 50_000  # a model with 100 layers of 100 heads has fewer
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
 
 
 @dataclass(frozen=True)
 class LegacyWeights:
-    """What a legacy directory holds.
+    """The content of a legacy directory.
 
-    sizes: vocab_size, block_size, n_layer, n_head, n_embd, read off the files, and dropout (config.json's, else 0).
-    tensors: GPT parameter name -> float32 array, exactly the values of the files.
+    sizes: vocab_size, block_size, n_layer, n_head and n_embd, as the files have them; dropout, from config.json or 0.
+    tensors: name of the parameter in `GPT` -> float32 array with exactly the values of the files.
     """
 
     sizes: dict[str, Any]
@@ -36,14 +36,14 @@ class LegacyWeights:
 
     @property
     def parameters(self) -> int:
-        """Number of values."""
+        """Number of values in all tensors."""
         return sum(t.size for t in self.tensors.values())
 
 
 def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) -> LegacyWeights:
-    """Read a legacy weights directory, and check it against its config.json where there is one.
+    """Read a directory of legacy weights, and compare it with its config.json if `config_path` is given.
 
-    Raises ChargptError with every problem of the directory in one report: at most 20 lines, then a count.
+    Raises ChargptError with all problems of the directory: at most 20 lines, then the number of the others.
     """
     folder = Path(weights_dir)
     problems: list[str] = []
@@ -87,7 +87,7 @@ def _raise(folder: Path, problems: list[str]) -> None:
 
 
 def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """Parameter name -> file, regular files only; hidden files (.gitignore, .DS_Store) are passed over."""
+    """Parameter name -> file, for regular files. Hidden files (.gitignore, .DS_Store) are ignored."""
     if not folder.is_dir():
         raise ChargptError(
             f"{folder}: no such directory of legacy weights (one .txt file per parameter); give its path"
@@ -105,7 +105,7 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
             continue
         if entry.is_symlink() or not entry.is_file():
             problems.append(
-                f"{printable(entry)}: not a regular file (links are not followed); put in its place what it points to"
+                f"{printable(entry)}: not a regular file (links are not followed); replace it by a copy of its target"
             )
         elif entry.suffix != ".txt":
             problems.append(f"{printable(entry)}: no parameter of this model; move it out of the directory")
@@ -119,7 +119,7 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
 
 
 def _sizes(folder: Path, shapes: dict[str, tuple[int, ...]], problems: list[str]) -> dict[str, Any]:
-    """The model's sizes, read off names and shapes."""
+    """The sizes of the model, found from the names and shapes of its parameters."""
     embeddings = {}
     for name in ("token_embedding_table.weight", "position_embedding_table.weight"):
         shape = shapes.get(name, ())
@@ -134,10 +134,10 @@ def _sizes(folder: Path, shapes: dict[str, tuple[int, ...]], problems: list[str]
     layers = {int(m[1]) for name in shapes if (m := LAYER.match(name))}
     heads = {int(m[1]) for name in shapes if (m := HEAD.match(name))}
     n_layer, n_head = max(layers, default=0) + 1, max(heads, default=0) + 1
-    if n_layer * n_head > len(shapes):  # one stray name must not make millions of names expected
+    if n_layer * n_head > len(shapes):  # a single wrong name must not make millions of files expected
         problems.append(
-            f"{folder}: names speak of {n_layer} layers of {n_head} heads, but there are {len(shapes)} files;"
-            " move the misnamed ones out"
+            f"{folder}: the file names imply {n_layer} layers of {n_head} heads, but there are {len(shapes)} files;"
+            " move wrongly named files out"
         )
         _raise(folder, problems)
     if n_embd % n_head:
@@ -174,7 +174,7 @@ def expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Compare a legacy config.json with the files' sizes; returns the dropout it holds."""
+    """Compare a legacy config.json with the sizes of the weights; return the dropout that it holds."""
     refuse_link(path)
     config = read_json(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -191,7 +191,10 @@ def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dic
 
 
 def rename(legacy: dict[str, Array], sizes: dict[str, Any]) -> dict[str, Array]:
-    """Legacy names to GPT's: the heads' queries, keys and values fused into one matrix, in the order of heads."""
+    """Give the legacy tensors the names that `GPT` uses; empties `legacy`.
+
+    Each layer's queries, keys and values become one matrix: all heads' queries, then all keys, then all values.
+    """
     tensors = {
         "wte.weight": legacy.pop("token_embedding_table.weight"),
         "wpe.weight": legacy.pop("position_embedding_table.weight"),

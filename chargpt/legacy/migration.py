@@ -1,4 +1,4 @@
-"""Legacy weights to a model file that computes the same function."""
+"""Convert legacy weights to a model file that computes the same function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from chargpt.vocab import Vocab
 
 @dataclass(frozen=True)
 class Migration:
-    """What a migration found: the largest parameter error (exactly 0.0), and losses in nats per character."""
+    """The result of a migration. Losses are in nats per character.
+
+    max_parameter_error: largest difference between a legacy value and the written value; it is exactly 0.0.
+    """
 
     parameters: int
     max_parameter_error: float
@@ -36,7 +39,7 @@ class Migration:
     dialect_losses: dict[str, float]
 
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics/migrate.json; no name is one of params.yaml or metrics/evaluate.json."""
+        """The content of metrics/migrate.json. Its names occur neither in params.yaml nor in metrics/evaluate.json."""
         return {
             "migrated_parameters": self.parameters,
             "max_parameter_error": self.max_parameter_error,
@@ -48,7 +51,7 @@ class Migration:
         }
 
     def report(self) -> str:
-        """One line for a person."""
+        """The result as one line for the user."""
         ranking = sorted(self.dialect_losses.items(), key=lambda item: item[1])
         scores = ", ".join(f"{name} {loss:.4f}" for name, loss in ranking)
         return (
@@ -69,8 +72,9 @@ def migrate(
 ) -> Migration:
     """Read legacy weights, find their dialect, write the model to `output` and read it back to compare.
 
-    vocab: of the text the model was trained on. ids: that text's validation part, 1-D unsigned, at least 2.
-    dialect: one of DIALECTS, or `auto` to find it. Raises DoesNotFitCorpus, or ChargptError for bad files.
+    vocab: vocabulary of the text that the model was trained on. ids: validation part of this text, 1-D unsigned, at
+    least two. dialect: one of DIALECTS, or `auto` to find it. Raises DoesNotFitCorpus if the weights do not fit the
+    text, and ChargptError if a file is bad or the loss is not finite.
     """
     weights = read_legacy(weights_dir, config_path)
     if weights.sizes["vocab_size"] != len(vocab):

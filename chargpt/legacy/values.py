@@ -1,4 +1,4 @@
-"""One file of legacy weights: a line `# shape: [65, 64]`, then one float32 per line, row-major."""
+"""Read one file of legacy weights: a line like `# shape: [65, 64]`, then one float32 per line, in row-major order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chargpt.errors import ChargptError, escape
 
 AGAIN = "copy it again"
 MAX_SHAPE_LINE = 200  # bytes; `# shape: [1000000, 1000000]` has 27
-MAX_VALUE_BYTES = 64  # per value, line end and blank lines included; Python writes at most 26
+MAX_VALUE_BYTES = 64  # per value, with its line end and blank lines; Python writes at most 26
 CHUNK_BYTES = 1 << 20
 SHAPE = re.compile(rb"#\s*shape:\s*\[\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?,?\s*\]\s*")
 
@@ -21,6 +21,7 @@ Array = NDArray[np.float32]
 
 
 def read_shape(path: Path, problems: list[str]) -> tuple[int, ...] | None:
+    """The shape in the first line of a file. If it has none, adds a message to `problems` and returns None."""
     with path.open("rb") as file:
         line = file.readline(MAX_SHAPE_LINE)
     if not line.strip():
@@ -40,7 +41,11 @@ def read_shape(path: Path, problems: list[str]) -> tuple[int, ...] | None:
 
 
 def read_values(path: Path, shape: tuple[int, ...], problems: list[str]) -> Array:
-    """The file's values; a file too small or too large for its shape is refused before memory is taken for it."""
+    """The values of a file, float32 in its shape. On a problem, adds it to `problems` and returns an empty array.
+
+    A file that is too small or too large for its shape is refused before memory is allocated for its values.
+    Raises ChargptError if a line is too long to be a number.
+    """
     count = int(np.prod(shape, dtype=object))
     size = path.stat().st_size
     if size < 2 * count or size > MAX_SHAPE_LINE + MAX_VALUE_BYTES * (count + 16):
@@ -60,7 +65,7 @@ def read_values(path: Path, shape: tuple[int, ...], problems: list[str]) -> Arra
         found += part.size
         line += chunk.count(b"\n")
     last = chunk.rpartition(b"\n")[2].split() if found == count else []
-    if last and float(last[-1]) != float(values[-1]):  # written in full, a float32 reads back exactly
+    if last and float(last[-1]) != float(values[-1]):  # a complete number is exactly a float32, a truncated one is not
         problems.append(
             f"{path}: the last value, {escape(last[-1].decode(), 40)}, is cut off: the file is truncated; {AGAIN}"
         )
@@ -72,7 +77,7 @@ def read_values(path: Path, shape: tuple[int, ...], problems: list[str]) -> Arra
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The file after its first line, in pieces that end at a line end."""
+    """Yield the file after its first line, in pieces that end at a line end."""
     with path.open("rb") as file:
         file.readline(MAX_SHAPE_LINE)
         rest = b""
@@ -92,17 +97,21 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def _parse(chunk: bytes) -> Array | None:
-    """One number a line as float32, None if something is not. Parsed as double, which is exact for a float32."""
+    """The numbers in `chunk`, one per line, as float32; None if a line holds anything else.
+
+    They are parsed as float64 first, which does not change the value of a float32.
+    """
     if (b" " in chunk or b"\t" in chunk) and any(len(line.split()) > 1 for line in chunk.split(b"\n")):
         return None
     try:
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        with np.errstate(over="ignore"):  # too large a number becomes infinite; the caller refuses it
             return np.array(chunk.split(), dtype=np.float64).astype(np.float32)
     except ValueError:
         return None
 
 
 def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
+    """A message about the first line that is not one finite number. line: number of the chunk's first line."""
     for number, text in enumerate(chunk.split(b"\n"), start=line):
         if text.strip():
             part = _parse(text)
@@ -115,5 +124,5 @@ def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
 
 
 def printable(path: Path) -> str:
-    """The path, with the start of its name, which is a stranger's."""
+    """The path as text. Its last part, which a stranger chose, is escaped and shortened to 100 characters."""
     return str(path.parent / escape(path.name, 100))

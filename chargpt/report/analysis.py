@@ -15,16 +15,17 @@ from chargpt.evaluation import character_losses
 from chargpt.model import GPT
 from chargpt.vocab import Vocab
 
-HARDEST = 15  # characters that are listed
-RARE = 0.0005  # part of the text below which a character's mean loss is left to chance, and not listed
+HARDEST = 15  # number of characters that are listed
+RARE = 0.0005  # fraction of the text; a rarer character is not listed, because its mean loss is left to chance
 NAMES = {"\n": "\u23ce", " ": "\u2423", "\t": "\u21e5"}
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Losses of a split in nats, summed and counted by position and by character (both float64 and int64).
+    """The losses of a split: sums in nats (float64) and counts (int64), by position and by character.
 
-    Position i of (block_size,) was predicted from i + 1 characters; character i of (vocab_size,) is an id.
+    Arrays by position: (block_size,); entry i is about predictions from i + 1 characters.
+    Arrays by character: (vocab_size,); entry i is about the character with id i.
     """
 
     position_nats: NDArray[np.float64]
@@ -34,18 +35,18 @@ class Analysis:
 
     @property
     def val_loss(self) -> float:
-        """Mean loss in nats per character."""
+        """The mean loss over the split, in nats per character."""
         return float(self.position_nats.sum() / self.position_counts.sum())
 
     def positions(self) -> list[tuple[int, float]]:
-        """Characters seen before, and the mean loss in nats of those predicted from so many."""
+        """Pairs (n, mean loss in nats of the predictions from n characters)."""
         rows = zip(self.position_nats, self.position_counts, strict=True)
         return [(seen, round(nats / count, 6)) for seen, (nats, count) in enumerate(rows, start=1) if count]
 
     def hardest(self, vocab: Vocab) -> list[tuple[str, int, float]]:
-        """The characters with the highest mean loss, hardest first: a visible name, how often, nats.
+        """The characters with the highest mean loss, hardest first: visible name, count, mean loss in nats.
 
-        Those that make up less than RARE of the text are left out.
+        Characters that make up less than RARE of the text are left out.
         """
         least = max(1.0, RARE * self.character_counts.sum())
         ids = np.flatnonzero(self.character_counts >= least)
@@ -58,7 +59,7 @@ class Analysis:
 
 
 def analyse(model: GPT, ids: Ids) -> Analysis:
-    """The exact losses over a split, one pass in constant memory. ids: (N,) unsigned integers, N >= 2."""
+    """Compute the exact losses over a split in one pass and constant memory. ids: (N,) unsigned integers, N >= 2."""
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     position_nats, character_nats = np.zeros(block_size), np.zeros(vocab_size)
     position_counts, character_counts = np.zeros(block_size, np.int64), np.zeros(vocab_size, np.int64)
@@ -73,7 +74,10 @@ def analyse(model: GPT, ids: Ids) -> Analysis:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One character of a text, the probability it was given, and the likeliest ones in its place."""
+    """A character of a text, and what the model expected at its place.
+
+    probability: what the model gave this character. likeliest: the likeliest characters and their probabilities.
+    """
 
     character: str
     probability: float
@@ -82,7 +86,10 @@ class Prediction:
 
 @torch.no_grad()
 def predictions(model: GPT, vocab: Vocab, ids: Ids, alternatives: int = 5) -> list[Prediction]:
-    """What the model expected at each character of `ids` but the first, in the windows that evaluation uses."""
+    """What the model expected at each character of `ids` but the first, in the same windows as in evaluation.
+
+    ids: (N,) unsigned integers, N >= 2. alternatives: how many of the likeliest characters to return.
+    """
     found = []
     for idx, targets in evaluation_batches(ids, model.config.block_size, 1):
         probabilities = model(idx.to(model.wte.weight.device))[0].softmax(-1).cpu()
@@ -97,7 +104,10 @@ def predictions(model: GPT, vocab: Vocab, ids: Ids, alternatives: int = 5) -> li
 
 
 def visible(character: str) -> str:
-    """A character as something to see in a chart or a table: spaces and line ends as symbols, others by number."""
+    """A character in a visible form, for charts and tables.
+
+    Space, tab and line end become symbols, and other characters that do not print become their code point, `U+0007`.
+    """
     if character in NAMES:
         return NAMES[character]
     if unicodedata.combining(character):

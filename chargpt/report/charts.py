@@ -1,4 +1,4 @@
-"""The page's charts, as images inside it; the same numbers give the same bytes."""
+"""Draw the charts of the page, as images inside the page. The same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chargpt.report.analysis import Analysis
 from chargpt.vocab import Vocab
 
 STYLE: Any = {
-    "svg.hashsalt": "chargpt",  # else ids are random
+    "svg.hashsalt": "chargpt",  # without it, ids are random
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
@@ -24,19 +24,20 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
-    "text.parse_math": False,  # a dollar sign is a character here
+    "text.parse_math": False,  # a dollar sign is text, not mathematics
 }
 
 
 def charts(curve: Mapping[str, Sequence[float]], analysis: Analysis, vocab: Vocab) -> list[tuple[str, str]]:
-    """Title and address of each chart.
+    """The title and the image of each chart. Each image is a data URL, so the page needs no other file.
 
     curve: columns `step`, `train_loss`, `val_loss`, `lr`.
     """
     seen, losses = zip(*analysis.positions(), strict=True)
     hardest = analysis.hardest(vocab)
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has other fonts
+        # matplotlib's font lacks some characters, but the reader's browser draws them with its own fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         by_position = line_chart(seen, losses, "characters of context", "nats per character")
         return [
             ("Loss by step", loss_chart(curve)),
@@ -47,7 +48,7 @@ def charts(curve: Mapping[str, Sequence[float]], analysis: Analysis, vocab: Voca
 
 
 def loss_chart(curve: Mapping[str, Sequence[float]]) -> str:
-    """Training and validation loss by step, as an image's address."""
+    """Training and validation loss by step, as a data URL."""
     figure, axes = _chart("step", "nats per character")
     axes.plot(curve["step"], curve["train_loss"], color="#8a8a8a", label="training", marker=".")
     axes.plot(curve["step"], curve["val_loss"], color="#c8501e", label="validation", marker=".")
@@ -56,14 +57,14 @@ def loss_chart(curve: Mapping[str, Sequence[float]]) -> str:
 
 
 def line_chart(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> str:
-    """One line, as an image's address."""
+    """A chart with one line, as a data URL."""
     figure, axes = _chart(x_label, y_label)
     axes.plot(x, y, color="#c8501e", marker="." if len(x) < 20 else None)
     return _address(figure)
 
 
 def bar_chart(names: Sequence[str], nats: Sequence[float]) -> str:
-    """Horizontal bars, the first on top, as an image's address."""
+    """A chart with horizontal bars, the first at the top, as a data URL."""
     figure, axes = _chart("nats per character", "")
     axes.barh(range(len(names)), nats, color="#c8501e")
     axes.set_yticks(range(len(names)), names)

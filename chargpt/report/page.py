@@ -1,6 +1,6 @@
-"""A page about a model that opens anywhere: curves, metrics, a sample, and text coloured by surprise.
+"""Write an HTML page about a model: metrics, a text coloured by surprise, a sample, and curves.
 
-One file without scripts or links; the same inputs give the same bytes.
+The page is one file without scripts or links, so it opens anywhere. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from chargpt.report.charts import charts
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
 
-LEVELS = 9  # of surprise, one bit each; the last is open
+LEVELS = 9  # of surprise; each is one bit wide, the last has no upper limit
 STRETCH = 1200  # characters of the validation text that the page shows
-CONTINUATION = 400  # characters that the model writes after it
+CONTINUATION = 400  # characters that the model writes after that text
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is found out about a model: its metrics, where its loss comes from, and the page as HTML."""
+    """The results about a model: its metrics, where its loss comes from, and the page as HTML."""
 
     figures: dict[str, float]
     analysis: Analysis
@@ -46,7 +46,7 @@ def make_report(
     """Evaluate a model on a whole split and write the page about it.
 
     val_ids: (N,) unsigned, N >= 2. curve: columns `step`, `train_loss`, `val_loss`, `lr`. previous: name and metrics of
-    another version, to compare with.
+    another version to compare with; None compares with nothing.
     """
     analysis = analyse(model, val_ids)
     figures = metrics(analysis.val_loss)
@@ -74,9 +74,9 @@ def render(
 ) -> str:
     """The page as HTML.
 
-    facts: what to say of the model, by name. figures: its metrics; previous: name and metrics to compare with.
-    charts: title and image address of each. stretch: text with the model's expectations. sample: text that the model
-    wrote after it.
+    facts: values that describe the model, by name. figures: its metrics. previous: name and metrics of a version to
+    compare with, or None. charts: title and data URL of each. stretch: a text with what the model expected. sample:
+    what the model wrote after this text.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -97,7 +97,7 @@ def render(
 
 
 def _cell(prediction: Prediction) -> dict[str, Any]:
-    """A character of the coloured text: how it looks, its level of surprise, and what is said of it on hover."""
+    """How the page shows a character of the coloured text: its form, level of surprise, and details on hover."""
     character, p = prediction.character, prediction.probability
     bits = -math.log2(max(p, 2**-40))
     lines = [f"{visible(character)}  {p:.1%}, {bits:.1f} bits", "", "expected:"]
@@ -107,5 +107,5 @@ def _cell(prediction: Prediction) -> dict[str, Any]:
 
 
 def _printable(character: str) -> str:
-    """A character of running text: what would not print, or would turn the text around, by name."""
+    """A character of running text; one that does not print, or reverses the text, is made visible."""
     return character if character == "\n" or character.isprintable() else visible(character)

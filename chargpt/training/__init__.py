@@ -1,1 +1,1 @@
-"""Training a model: the loop, what it saves, how it is watched."""
+"""Training a model: the loop, the optimizers, the saved state, and how a run is watched and stopped."""

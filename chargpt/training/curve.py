@@ -9,7 +9,7 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class Row:
-    """One point of the training curve; losses in nats per character, `step` updates made so far."""
+    """One point of the training curve. step: updates made so far. Losses are in nats per character."""
 
     step: int
     train_loss: float
@@ -21,7 +21,7 @@ class Row:
 
 
 class Curve:
-    """The curve as a tab-separated file, made at the first row and written line by line, so that it can be watched."""
+    """The curve as a tab-separated file. It is created at the first row and written line by line, to be watched."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -38,7 +38,7 @@ class Curve:
         """Write one row."""
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)  # may be a link into DVC's cache
+            self.path.unlink(missing_ok=True)  # it may be a link into DVC's cache, which must not change
             self.file = self.path.open("w", newline="\n", buffering=1)
             self.file.write("\t".join(field.name for field in fields(Row)) + "\n")
         self.file.write(str(row))

@@ -1,4 +1,7 @@
-"""What determines a run's result: parameters, code, data, environment; read at its start, compared at its end."""
+"""Everything that determines the result of a run: parameters, code, data and environment.
+
+A run reads them at its start and compares them at its end.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from chargpt.params import Params
     from chargpt.training.world import World
 
-# what shapes the weights: the keys that the train stage reads, and that the model file keeps
+# the keys that determine the weights; the train stage reads them, and the model file records them
 TRAINING_KEYS = {
     *("init", "n_layer", "n_head", "n_embd", "block_size", "dropout"),
     *("seed", "device", "dtype", "compile", "batch_size", "max_iters", "eval_interval"),
@@ -28,12 +31,12 @@ TRAINING_KEYS = {
 
 
 def training_values(params: Params) -> dict[str, Any]:
-    """The parameters that shape the weights, by key."""
+    """The parameters that determine the weights, by key."""
     return params.model_dump(include=TRAINING_KEYS)
 
 
 def environment_inputs(params: Params, world: World) -> dict[str, Any]:
-    """What besides parameters, data and code decides the last bits of the result."""
+    """What affects the result besides parameters, data and code, if only its last bits."""
     return {
         "torch": torch.__version__,
         "processes": world.size,
@@ -42,7 +45,7 @@ def environment_inputs(params: Params, world: World) -> dict[str, Any]:
 
 
 def read_inputs(values: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, str]:
-    """Each value as JSON and each file's sha256, by name. Raises ChargptError if a file is not there."""
+    """Each value as JSON and the sha256 of each file, by name. Raises ChargptError if a file does not exist."""
     inputs = {f"parameter {key}": json.dumps(value) for key, value in sorted(values.items())}
     for name, path in files.items():
         if not path.is_file():
@@ -53,10 +56,10 @@ def read_inputs(values: Mapping[str, Any], files: Mapping[str, Path]) -> dict[st
 
 
 def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Raise ChargptError naming what was edited while training ran.
+    """Raise ChargptError if something was edited while training ran; the message names it.
 
-    DVC records parameters and files as they are when a stage ends, so its lock would describe another model
-    (treeverse/dvc#11058).
+    DVC records parameters and files as they are when a stage ends. After an edit, dvc.lock would therefore describe a
+    model that was not trained (treeverse/dvc#11058).
     """
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
@@ -67,9 +70,10 @@ def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None
 
 
 def code_files(entry: str | Path) -> dict[str, Path]:
-    """The project's files that a stage's script imports, itself included, by their path from the project's root.
+    """The project's files that a stage's script imports, directly or through other files, and the script itself.
 
-    At any depth; imports for type checkers alone do not count. dvc.yaml names exactly these as a stage's code.
+    entry: the script. Returns path from the project's root -> file. Imports under `if TYPE_CHECKING` do not count.
+    dvc.yaml lists exactly these files as the code of a stage, some of them by their directory.
     """
     entry = Path(entry).resolve()
     root = entry.parents[1]
@@ -87,7 +91,7 @@ def code_files(entry: str | Path) -> dict[str, Path]:
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
-    """Names of modules, and of what is taken out of them, which may be modules too."""
+    """Names of the imported modules, and of what is imported from them, because that may be a module too."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:
@@ -101,7 +105,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _module_files(root: Path, module: str) -> Iterator[Path]:
-    """The files that importing a module of the project runs: its own, and those of the packages around it."""
+    """The files that run when a module of the project is imported: its own, and the __init__.py of each package."""
     parts = module.split(".")
     if parts[0] in ("chargpt", "stages"):
         packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]

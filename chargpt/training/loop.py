@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, update, until the last update is made; it can be stopped at every step."""
+"""The training loop: evaluate, save and update, until the last update is made. It can stop before every update."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from chargpt.training.world import World
 if TYPE_CHECKING:
     from chargpt.params import Params
 
-SAVE, STOP = 1, 2  # what a process may want to do before an update
+SAVE, STOP = 1, 2  # what a process may request before an update
 
 
 @dataclass(frozen=True)
 class Task:
-    """What stays the same while a model is trained. net: the model as it is called; dtype: of matrix products."""
+    """What stays the same while a model is trained.
+
+    net: computes logits; the result of `wrap`. dtype: number format of matrix products.
+    """
 
     net: Callable[[Tensor], Tensor]
     train_ids: Ids
@@ -53,13 +56,14 @@ def train(
     world: World | None = None,
     monitor: Monitor | None = None,
 ) -> GPT:
-    """Train with `max_iters` updates and return the model at its lowest validation loss.
+    """Train with `max_iters` updates, and return the model with the weights of its lowest validation loss.
 
-    train_ids, val_ids: 1-D unsigned. on_row: called with each point of the curve, before the first update, every
-    eval_interval updates and after the last; after an interruption with the earlier ones again.
-    state: where to save, and to continue from. monitor: who watches, and may stop the run. The same arguments on the
-    same machine give the same bytes, interrupted or not. Raises ChargptError if the text is too short for block_size
-    or the loss stops being a number; Stopped, with the state saved, if the monitor stops it.
+    train_ids, val_ids: 1-D unsigned. on_row: called with each point of the training curve: before the first update,
+    every eval_interval updates and after the last update. A continued run first calls it with the earlier points.
+    state: where to save, and to continue from. world: the processes that train together. monitor: watches the run and
+    may stop it. The same arguments on the same machine give the same bytes, whether the run was interrupted or not.
+    Raises ChargptError if the text is too short for block_size, if the processes cannot share the batch evenly, or if
+    a loss is not finite. Raises Stopped, after saving the state, if the monitor stops the run.
     """
     world = world or World(pick_device(params.device))
     check_sizes(train_ids, params, world)
@@ -70,7 +74,7 @@ def train(
         run.restore(*saved, world.rank)
     task = Task(wrap(model, params, world), train_ids, val_ids, params, world, dtype)
     monitor = monitor or Monitor()
-    teller, on_row = (monitor, on_row) if world.rank == 0 else (Monitor(), lambda row: None)  # one process speaks
+    teller, on_row = (monitor, on_row) if world.rank == 0 else (Monitor(), lambda row: None)  # only one process reports
     for row in run.rows:
         on_row(row)
     with monitor:
@@ -93,7 +97,7 @@ def train(
 
 
 def update(run: Run, task: Task) -> None:
-    """One update of every weight: batch and forward, backward, clip, step."""
+    """Update every weight once: batch and forward, backward, clip, update."""
     loss = batch_loss(run.step, task)
     loss.backward()
     run.losses.append(loss.detach())
@@ -108,7 +112,7 @@ def update(run: Run, task: Task) -> None:
 
 
 def batch_loss(step: int, task: Task) -> Tensor:
-    """Mean loss, in nats per character, of this process's share of the batch of update `step`; a scalar."""
+    """Mean loss, in nats per character, over this process's share of the batch for update `step`; a scalar tensor."""
     params, world = task.params, task.world
     idx, targets = training_batch(task.train_ids, params.block_size, params.batch_size, params.seed, step)
     share = params.batch_size // world.size
@@ -116,21 +120,24 @@ def batch_loss(step: int, task: Task) -> Tensor:
     idx, targets = idx[mine].to(world.device), targets[mine].to(world.device)
     if params.dropout:
         seed = (params.seed * 1_000_003 + step) * world.size + world.rank
-        torch.manual_seed(seed % 2**63)  # as large as torch takes
+        torch.manual_seed(seed % 2**63)  # torch takes no larger seed
     with torch.autocast(world.device.type, task.dtype, enabled=task.dtype != torch.float32):
         logits = task.net(idx)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def evaluation_is_due(run: Run, params: Params) -> bool:
-    """Before the first update, every eval_interval updates and after the last; not again where a saved run goes on."""
+    """Whether to evaluate: before the first update, every eval_interval updates and after the last update.
+
+    A run that continues at such a step does not evaluate again.
+    """
     on_schedule = run.step % params.eval_interval == 0 or run.step == params.max_iters
     return on_schedule and (not run.rows or run.rows[-1].step < run.step)
 
 
 def add_row(run: Run, task: Task) -> Row:
-    """Evaluate the model as it is; the row, added to the curve. Raises ChargptError if a loss is not finite."""
-    losses = run.losses or [batch_loss(run.step, task).detach()]  # before the first update, that of its batch
+    """Evaluate the model, add a row to the curve and return it. Raises ChargptError if a loss is not finite."""
+    losses = run.losses or [batch_loss(run.step, task).detach()]  # before the first update: the loss of its batch
     train_loss = task.world.mean(torch.stack(losses).mean()).item()
     lr = task.params.lr * rate_factor(run.step, task.params)
     row = Row(run.step, train_loss, evaluate(run.model, task.val_ids), lr)
@@ -142,7 +149,7 @@ def add_row(run: Run, task: Task) -> Row:
 
 
 def save_or_stop(run: Run, world: World, state: State | None, monitor: Monitor, teller: Monitor) -> None:
-    """Save the state if it is time to; raise Stopped, with the state saved, if any process is asked to stop."""
+    """Save the state if that is due. If any process is asked to stop, save the state and raise Stopped."""
     reason = monitor.stop_reason()
     due = state is not None and world.rank == 0 and state.due()
     action = world.max(STOP if reason else SAVE if due else 0)
@@ -157,7 +164,7 @@ def save_or_stop(run: Run, world: World, state: State | None, monitor: Monitor, 
 
 
 def check_sizes(train_ids: Ids, params: Params, world: World) -> None:
-    """Raise ChargptError if the text is too short or the batch cannot be shared out evenly."""
+    """Raise ChargptError if the text is too short, or if the processes cannot share the batch evenly."""
     if len(train_ids) <= params.block_size:
         raise ChargptError(
             f"the text has {len(train_ids)} characters to train on; block_size={params.block_size} needs at least"
@@ -180,9 +187,10 @@ def check_finite(row: Row, params: Params) -> None:
 
 
 def wrap(model: GPT, params: Params, world: World) -> Callable[[Tensor], Tensor]:
-    """The model as it is called in training: compiled and shared between processes where asked for.
+    """The model in the form that training calls.
 
-    Raises ChargptError if torch cannot compile here.
+    With several processes, it averages their gradients. If `compile` is true, torch compiles it.
+    Raises ChargptError if torch cannot compile on this machine.
     """
     net: torch.nn.Module = model
     if world.size > 1:
@@ -190,7 +198,7 @@ def wrap(model: GPT, params: Params, world: World) -> Callable[[Tensor], Tensor]
     if not params.compile:
         return net
     net = torch.compile(net)  # type: ignore[assignment]
-    try:  # a missing compiler shows at the first call only
+    try:  # a missing compiler is noticed only at the first call
         net(torch.zeros(1, params.block_size, dtype=torch.int64, device=world.device)).sum().backward()
         model.zero_grad()
     except Exception as error:

@@ -1,4 +1,7 @@
-"""How a training run is watched, stopped and kept, by whoever starts it. Loads no torch, which takes seconds."""
+"""How the program that starts a training run watches it, stops it, and says where to keep its state.
+
+This module does not load torch, because that takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Which of `size` processes of a training this is: rank 0 writes; local_rank counts on this machine."""
+    """Which of the `size` processes of a training this process is.
+
+    rank: its number among all processes; 0 writes the files. local_rank: its number among those of this machine.
+    """
 
     rank: int = 0
     size: int = 1
@@ -27,13 +33,13 @@ ALONE = Place()
 
 
 class Stopped(Exception):
-    """Training was stopped from outside; its state is saved where there was a place for it."""
+    """Training was stopped from outside. Its state is saved if the run was given a place to save it."""
 
 
 class Monitor:
-    """Watches a training run: derive from it what is wanted. This one stays silent and never stops a run.
+    """Watches a training run. Subclasses override what they need; this class is silent and never stops a run.
 
-    The run enters it, as a context, for as long as it can be stopped and continued.
+    The run enters the monitor as a context manager, and stays in it for as long as the monitor may stop the run.
     """
 
     def __enter__(self) -> Monitor:
@@ -43,29 +49,30 @@ class Monitor:
         pass
 
     def say(self, text: str) -> None:
-        """Tell a person one thing, in one line."""
+        """Show one line of text to the user."""
 
     def started(self, step: int) -> None:
-        """Updates begin, with this one: 0, or a later one where a saved run continues."""
+        """Updates begin. step: number of the next update; 0, or more if a saved run continues."""
 
     def stepped(self, losses: Sequence[Tensor]) -> None:
-        """An update was made; `losses` are those since the last evaluation, not yet fetched from the device."""
+        """An update was made. losses: scalars of all updates since the last evaluation, still on the device."""
 
     def evaluated(self, row: Row) -> None:
-        """The whole validation split was evaluated."""
+        """The whole validation split was evaluated, with the losses in `row`."""
 
     def stop_reason(self) -> str:
-        """Why to save and stop now, or nothing to go on; asked before every update."""
+        """The reason to save and stop now, or an empty string to continue. Called before every update."""
         return ""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the program around a run provides; by default nothing: no progress, no saved state.
+    """What the program that starts a run provides. By default: no progress, no saved state.
 
-    state_root: directory for the states of unfinished runs. save_every_s: seconds between saves. fresh: ignore a saved
-    state. runs_here: trainings that share this machine's cores. place: which process of several this is.
-    reread: the parameters as params.yaml has them now.
+    monitor: watches the run, and may stop it. state_root: directory for the states of unfinished runs; None saves none.
+    save_every_s: seconds between saves. fresh: ignore a saved state. runs_here: number of trainings that share this
+    machine's cores, this one included. place: which of several processes this process is.
+    reread: reads params.yaml again, to find out whether it was edited.
     """
 
     monitor: Monitor = field(default_factory=Monitor)

@@ -1,4 +1,4 @@
-"""Optimizers: Muon for the hidden matrices, AdamW for everything else or for all."""
+"""Optimizers: Muon for the hidden matrices and AdamW for the other parameters, or AdamW for all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, so that no direction of a matrix learns at another's expense.
+    """Gradient descent with momentum that makes the update of each matrix orthogonal.
 
-    matrices: 2-D parameters. weight_decay is decoupled. dtype: of the orthogonalisation. Matrices of one shape are
-    orthogonalised in one batch: on a CPU that is many times faster than one by one. The update is scaled by
-    0.2 sqrt(max(rows, columns)) to AdamW's size, so that learning rates compare.
+    An orthogonal update has the same size in all directions of the matrix, so no direction learns at the expense of
+    another. matrices: 2-D parameters. weight_decay: decoupled from the gradient. dtype: number format of the
+    orthogonalisation. Matrices of the same shape are orthogonalised in one batch, which on a CPU is many times faster
+    than one after the other. The factor 0.2 sqrt(max(rows, columns)) gives the update the size of AdamW's, so that the
+    same learning rate suits both.
     Source: Jordan et al. 2024 (Muon), Liu et al. 2025 (scale and weight decay).
     """
 
@@ -62,13 +64,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def _pieces(shape: torch.Size) -> tuple[int, int, int]:
-    """The fused queries, keys and values (3C, C) are three matrices, not one."""
+    """The matrices in a parameter, (n, rows, columns): three (queries, keys, values) if it is (3C, C), else one."""
     rows, columns = shape
     return (3, rows // 3, columns) if rows == 3 * columns else (1, rows, columns)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """About U V^T for each matrix U S V^T of a batch (n, rows, columns), by Newton-Schulz iteration."""
+    """Approximate U V^T for each matrix U S V^T of a batch (n, rows, columns), by Newton-Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
     X = matrices.mT if tall else matrices
@@ -81,11 +83,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """params.optimizer as a list: [Muon, AdamW], or [AdamW]; one learning rate serves both, as Muon's scale sees to.
+    """The optimizers that params.optimizer asks for: [Muon, AdamW] or [AdamW].
 
-    dtype: of matrix products; the weights and what is remembered of gradients stay float32.
-
-    Weight decay is for matrices only: embeddings, biases and norms are not decayed.
+    Both use the same learning rate, because Muon scales its update to the size of AdamW's. dtype: number format of
+    Muon's matrix products; the weights and the averages of gradients stay float32.
+    Weight decay applies to matrices only: embeddings, biases and norms are not decayed.
     """
     hidden = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]

@@ -1,4 +1,4 @@
-"""Everything that changes while a model is trained."""
+"""The state of a training run: everything that changes while a model is trained."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """Everything that changes while training, so that it can be saved and continued with the same result.
+    """Everything that changes during training. A run that is saved and continued gives the same result.
 
-    Batches and dropout need no state: both follow from the seed and the step.
+    Batches and dropout are not part of the state: both follow from the seed and the step.
+    dtype: number format of Muon's matrix products.
     """
 
     def __init__(self, model: GPT, params: Params, dtype: torch.dtype) -> None:
@@ -30,17 +31,17 @@ class Run:
         self.optimizers = make_optimizers(model, params, dtype)
         self.step = 0
         self.rows: list[Row] = []
-        self.losses: list[Tensor] = []  # of the batches since the last row
+        self.losses: list[Tensor] = []  # of the updates since the last row, one scalar each
         self.best_loss = math.inf
         self.best = self._weights()
 
     def keep_if_best(self, val_loss: float) -> None:
-        """Remember the present weights if no validation loss was lower."""
+        """Keep a copy of the weights if `val_loss` is the lowest so far."""
         if val_loss < self.best_loss:
             self.best_loss, self.best = val_loss, self._weights()
 
     def tensors(self, world: World) -> dict[str, Tensor]:
-        """All tensors of the state, by name; every process must ask, because each has losses of its own."""
+        """All tensors of the state, by name. Every process must call this, because each has its own losses."""
         named = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         named |= {f"best.{name}": t for name, t in self.best.items()}
         named |= {name: state[key] for name, state, key in self._optimizer_state()}
@@ -48,14 +49,15 @@ class Run:
         return named | {"losses": world.gather(losses)}
 
     def facts(self) -> dict[str, Any]:
-        """What else belongs to the state, as JSON values."""
+        """The rest of the state, as JSON values by name."""
         rows = [astuple(row) for row in self.rows]
         return {"step": self.step, "best_loss": self.best_loss, "rows": rows, "threads": torch.get_num_threads()}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], rank: int) -> None:
-        """Continue from a saved state of a run with the same model and parameters.
+        """Continue from a saved state. It must come from a run with the same model and parameters.
 
-        The number of threads is part of it: it shows in the last bits.
+        rank: number of this process. The number of threads is restored too, because it affects the last bits of the
+        result.
         """
         torch.set_num_threads(facts["threads"])
         device = self.model.wte.weight.device
@@ -71,7 +73,7 @@ class Run:
             else:
                 number, _, rest = rest.partition(".")
                 parameter, _, key = rest.rpartition("/")
-                fused_step = key == "step"  # AdamW keeps its step count on the parameters' device
+                fused_step = key == "step"  # of AdamW: on the GPU if the parameters are
                 state = self.optimizers[int(number)].state[parameters[parameter]]
                 state[key] = tensor.to(device) if not fused_step or device.type == "cuda" else tensor
         self.model.load_state_dict(parts["model"])

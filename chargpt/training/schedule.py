@@ -1,4 +1,4 @@
-"""The learning rate, step by step."""
+"""The learning rate of each update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 def rate_factor(step: int, params: Params) -> float:
-    """The part of its peak rate at which update `step` (from 0) is made: up linearly, then down linearly."""
+    """The learning rate of update `step` (from 0) as a fraction of the peak rate, in [0, 1].
+
+    It rises in a straight line during warmup_iters, then falls in a straight line towards final_lr_fraction.
+    """
     if step < params.warmup_iters:
         return (step + 1) / (params.warmup_iters + 1)
     left = 1 - (step - params.warmup_iters) / max(1, params.max_iters - params.warmup_iters)

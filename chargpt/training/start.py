@@ -1,4 +1,4 @@
-"""The model that training starts from: a new one, or the migrated one."""
+"""The model that training starts from: a new model, or the migrated legacy model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def new_model(params: Params, vocab_size: int) -> GPT:
-    """A freshly initialised model with params.yaml's architecture, the same for the same seed."""
+    """A new model with the architecture in params.yaml. The same seed gives the same initial weights."""
     torch.manual_seed(params.seed)
     return GPT(
         GPTConfig(vocab_size, params.block_size, params.n_layer, params.n_head, params.n_embd, dropout=params.dropout)
@@ -23,9 +23,10 @@ def new_model(params: Params, vocab_size: int) -> GPT:
 
 
 def continued_model(migrated: GPT, params: Params) -> GPT:
-    """The migrated model with params.yaml's dropout, to train on; its dialect stays what it was.
+    """A copy of the migrated model to continue training, with the dropout in params.yaml.
 
-    Raises ChargptError listing every size that differs from params.yaml.
+    The copy keeps the activation and the attention scale of the migrated model.
+    Raises ChargptError if a size differs from params.yaml; the message lists every such size.
     """
     names = ("n_layer", "n_head", "n_embd", "block_size")
     ours, theirs = {name: getattr(params, name) for name in names}, vars(migrated.config)

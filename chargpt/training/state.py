@@ -1,7 +1,8 @@
-"""The saved state of an unfinished run, and one process at a time on it.
+"""The saved state of an unfinished run, and a lock that lets only one process at a time use it.
 
-DVC deletes a stage's outputs before it runs, so the state lies beside them, in a directory named by a fingerprint of
-everything that determines the result: a changed parameter, input or code file is another directory, and starts afresh.
+DVC deletes the outputs of a stage before the stage runs, so the state is not an output. It lies in a directory named by
+a fingerprint of everything that determines the result. A changed parameter, input or code file therefore gives another
+directory, and training starts afresh.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from torch import Tensor
 from chargpt.errors import ChargptError
 from chargpt.tensors import open_tensors, tensor_hash, write_tensors
 
-LOCK_WAIT_S = 60.0  # an orphaned predecessor needs a step or an evaluation to notice and save
-ABANDONED_AFTER_S = 14 * 86400.0  # a state that nobody came back to
+LOCK_WAIT_S = 60.0  # a trainer whose DVC died needs a step or an evaluation to notice, and then saves
+ABANDONED_AFTER_S = 14 * 86400.0  # a state unused for two weeks is removed
 
 
 class State:
-    """The saved state of one training run: tensors and facts, whole or not there, verified when read.
+    """The saved state of one training run: tensors and facts. It is complete or absent, and is verified when read.
 
-    root: directory for all states. inputs: what determines the result; another value is another run. fresh: ignore what
-    is saved. say: told, in one line each, what a person should know.
+    root: directory for the states of all runs. inputs: everything that determines the result, by name; a run with other
+    inputs has another state. save_every_s: seconds between saves. fresh: ignore a saved state. say: called with each
+    line of text for the user.
     """
 
     def __init__(
@@ -50,11 +52,15 @@ class State:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[State]:
-        """Hold the run for this process alone; an orphaned predecessor gets a minute to save and end."""
+        """Lock the run for this process alone.
+
+        If a process of an earlier start still trains, because its DVC died, it gets LOCK_WAIT_S to save and end.
+        Raises ChargptError if it still runs then.
+        """
         path = str(self.folder / "lock")
         deadline, told = time.monotonic() + LOCK_WAIT_S, False
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)  # a finished predecessor removes it
+            self.folder.mkdir(parents=True, exist_ok=True)  # another process that finishes removes it
             try:
                 lock = zc.lockfile.LockFile(path, content_template="{pid}")
                 break
@@ -74,11 +80,11 @@ class State:
             lock.close()
 
     def _tidy_up(self) -> None:
-        """Remove what a process left that was killed while it saved, and runs that nobody came back to."""
+        """Remove half-written files of a killed process, and states unused for ABANDONED_AFTER_S."""
         for half_written in self.folder.glob(".*.tmp"):
             half_written.unlink()
         for other in self.folder.parent.iterdir():
-            with contextlib.suppress(OSError):  # another run may just have removed its own
+            with contextlib.suppress(OSError):  # the other run may remove its directory now
                 if other != self.folder and other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S:
                     shutil.rmtree(other, ignore_errors=True)
 
@@ -87,7 +93,10 @@ class State:
         return time.monotonic() >= self._next_save
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        """Write the state; whether it could. A full disk costs this save, not the run nor the state before it."""
+        """Write the state; return whether that worked.
+
+        If the disk is full, `say` reports it, the run goes on, and the state saved before remains.
+        """
         held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         about = {"facts": facts, "run": self.folder.name}
         about["sha256"] = tensor_hash(held, about)
@@ -95,13 +104,14 @@ class State:
             write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
             saved = True
         except OSError as error:
-            self.say(f"state not saved ({error.strerror}); the one before it is kept; free some disk space")
+            self.say(f"state not saved ({error.strerror}); the previous state is kept; free some disk space")
             saved = False
-        self._next_save = time.monotonic() + self.save_every_s  # from here: a slow disk must not make it due at once
+        # counted from now: after a slow save, the next one must not be due at once
+        self._next_save = time.monotonic() + self.save_every_s
         return saved
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The saved tensors and facts, or None. A damaged file is reported and ignored."""
+        """The saved tensors and facts, or None if there are none. A damaged file is reported and ignored."""
         if self.fresh:
             self.path.unlink(missing_ok=True)
         if not self.path.exists():
@@ -119,5 +129,5 @@ class State:
             return None
 
     def clear(self) -> None:
-        """Remove the state: the run is complete."""
+        """Remove the state, after the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The processes of one training."""
+"""The processes that train one model together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch.distributed as dist
 from chargpt.errors import ChargptError
 from chargpt.training.monitor import ALONE, Place, Stopped
 
-LOST = re.compile("gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)  # in the words of torch
+# in the messages of torch when another process is gone
+LOST = re.compile("gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 
 
 class World:
-    """The processes that train together; one of its own is a world too.
+    """The processes that train one model together. A single process is a world of size 1.
 
-    device: to compute on; several processes on GPUs take one each. place: which process this is.
+    device: the device to compute on; if several processes use GPUs, each takes the GPU numbered by its local_rank.
+    place: which of the processes this process is.
     """
 
     def __init__(self, device: torch.device, place: Place = ALONE) -> None:
@@ -35,19 +37,19 @@ class World:
         if self.size > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)):
             raise ChargptError(
                 f"process {self.rank}: lost the other processes of this training;"
-                " run again, training goes on where it was"
+                " run again, training continues from the saved state"
             ) from None
-        # After an error the others may never arrive: end at once, and torchrun ends them.
+        # After an error, do not wait for the other processes: they may never come, and torchrun will end them.
         if self.size > 1 and (kind is None or issubclass(kind, Stopped)):
             dist.destroy_process_group()
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
     def max(self, value: int) -> int:
-        """The largest value of any process, so that all decide alike."""
+        """The largest value of all processes, so that all of them make the same decision."""
         if self.size == 1:
             return value
         largest = torch.tensor(value, device=self.device)
@@ -55,14 +57,14 @@ class World:
         return int(largest)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean over processes."""
+        """The mean of a tensor over all processes, element by element."""
         if self.size > 1:
             dist.all_reduce(value)
             value = value / self.size
         return value
 
     def gather(self, value: torch.Tensor) -> torch.Tensor:
-        """Each process's tensor, all of one shape, stacked along a new first dimension."""
+        """The tensors of all processes, which have the same shape, stacked along a new first dimension."""
         if self.size == 1:
             return value[None]
         values = [torch.empty_like(value) for _ in range(self.size)]

@@ -1,0 +1,182 @@
+"""Files that are complete or absent, and the JSON and tables in them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chargpt.errors import ChargptError
+from chargpt.files import (
+    atomic_path,
+    atomic_write,
+    finite_numbers,
+    read_json,
+    refuse_link,
+    remove_leftovers,
+    unique_keys,
+    write_json,
+    write_rows,
+    write_text,
+)
+from tests.pipeline import ROOT
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.bin"
+    with atomic_write(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+        (temporary,) = path.parent.iterdir()
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+    with atomic_path(str(path)) as other:
+        other.write_bytes(b"newer")
+        assert path.read_bytes() == b"new"
+    assert path.read_bytes() == b"newer"
+    names = (temporary.name, other.name)
+    assert names[0] != names[1], "nobody can guess it"
+    assert all(name.startswith(".chargpt-") and name.endswith(".tmp") for name in names)
+    assert ".chargpt-*" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_a_file_stays_as_it_was_if_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_write(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    events = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_size), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
+    write_text(tmp_path / "x", "12345")
+    assert events == [5, "replace"]
+
+
+def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path) -> None:
+    """A new one is like any other new file here, also if a library made it for its owner alone."""
+    (tmp_path / "ordinary").touch()
+    path = tmp_path / "x"
+    with atomic_path(path) as temporary:
+        temporary.touch(0o600)
+    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    for mode in (0o640, 0o777, 0o400):
+        path.chmod(mode)
+        write_text(path, "x")
+        assert path.stat().st_mode & 0o7777 == mode
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
+def test_a_directory_is_not_replaced(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ChargptError, match=r"is a directory; give the path of a file to write$"), atomic_path(name):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ChargptError, match=r"pipe: not a regular file, and would be overwritten; give another path"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
+    """A full disk does not say of which file; the name of the temporary one helps nobody."""
+    path = tmp_path / "x"
+    for error in (OSError(errno.ENOSPC, "No space left"), None, OSError(errno.EACCES, "Not allowed", "other")):
+        with pytest.raises(OSError) as caught, atomic_path(path) as temporary:
+            raise error or OSError(errno.ENOSPC, "No space left", str(temporary))
+        assert caught.value.filename == ("other" if caught.value.errno == errno.EACCES else str(path))
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    for name in (".chargpt-old.tmp", ".chargpt-new.tmp", "other", ".chargpt-folder/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in (".chargpt-old.tmp", "other", ".chargpt-folder"):
+        os.utime(tmp_path / name, (time.time() - 86_500,) * 2)
+    os.utime(tmp_path / ".chargpt-new.tmp", (time.time() - 86_000,) * 2)
+    remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".chargpt-new.tmp", "other"}
+    os.utime(tmp_path / ".chargpt-new.tmp", (0, 0))
+    write_text(tmp_path / "x", "x")
+    assert {p.name for p in tmp_path.iterdir()} == {"x", "other"}
+
+
+def test_text_and_json_are_written_byte_for_byte(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "é\r\n\u2028\n")
+    assert (tmp_path / "x").read_bytes() == b"\xc3\xa9\r\n\xe2\x80\xa8\n"
+    write_json(tmp_path / "x", {"b": [1], "a": "é"})
+    assert (tmp_path / "x").read_bytes() == b'{\n  "a": "\\u00e9",\n  "b": [\n    1\n  ]\n}\n'
+    assert read_json(tmp_path / "x") == {"a": "é", "b": [1]}
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x", {"a": float("nan")})
+    assert read_json(str(tmp_path / "x")) == {"a": "é", "b": [1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON: .*; correct it or make it again"),
+        (b"{", "not valid JSON: "),
+        (b"\xff", "not valid JSON: "),
+        (b"[" * 99_999, "not valid JSON: "),
+        (b'{"a": "' + b"x" * 100_000 + b'"}', "not valid JSON: "),  # more than is read
+        (b"[1]", r"expected a JSON object, {...}; correct it or make it again"),
+        (b"1", "expected a JSON object"),
+    ],
+)
+def test_no_json_object(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ChargptError, match=rf"x\.json: {message}"):
+        read_json(tmp_path / "x.json")
+
+
+def test_no_json_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ChargptError, match=r": no such file; give the path of an existing file"):
+            read_json(path)
+
+
+def test_json_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "x") == {"a": 1}
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    refuse_link(tmp_path / "file")
+    with pytest.raises(ChargptError, match=r"link: a link, and links are not followed here; replace it by"):
+        refuse_link(tmp_path / "link")
+
+
+def test_finite_numbers() -> None:
+    largest = 1.7976931348623157e308
+    numbers = {"a": 0, "b": -1.5, "c": largest, "d": -largest, "e": int(largest)}
+    others = {"f": True, "g": float("nan"), "h": float("inf"), "i": 10**400, "j": "1", "k": None, "l": [1]}
+    assert finite_numbers(numbers | others) == numbers
+
+
+def test_a_key_may_be_there_once() -> None:
+    assert unique_keys([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="a key occurs twice"):
+        unique_keys([("a", 1), ("b", 2), ("a", 1)])
+
+
+def test_a_table_is_tab_separated(tmp_path: Path) -> None:
+    write_rows(tmp_path / "x.tsv", ["step", "character"], [(1, "\t"), (2, 'a"b'), (3, "\u2603")])
+    expected = 'step\tcharacter\n1\t"\t"\n2\t"a""b"\n3\t\u2603\n'
+    assert (tmp_path / "x.tsv").read_bytes() == expected.encode()

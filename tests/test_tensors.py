@@ -1,0 +1,176 @@
+"""Safetensors files: written in pieces or at once, opened, hashed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from safetensors.numpy import load_file
+
+from chargpt import tensors
+from chargpt.errors import ChargptError
+from chargpt.tensors import is_finite, open_tensors, read_arrays, tensor_hash, write_arrays, write_tensors
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("sizes", [{"a": 5, "b": 2}, {"a": 0, "b": 7}, {"long name": 7}])
+def test_arrays_are_written_in_pieces(tmp_path: Path, dtype: Any, sizes: dict[str, int]) -> None:
+    """The pieces fall anywhere; another byte order or type becomes the file's."""
+    values = np.array([1, 0, 255, 4, 5, 6, 7], np.dtype(dtype).newbyteorder(">"))
+    write_arrays(tmp_path / "x", np.dtype(dtype), sizes, [values[:3].astype(np.int64), values[3:6], values[6:]])
+    found = load_file(tmp_path / "x")
+    assert {name: array.size for name, array in found.items()} == sizes
+    assert np.concatenate([found[name] for name in sizes]).tolist() == values.tolist()
+    assert {array.dtype for array in found.values()} == {np.dtype(dtype)}
+    assert struct.unpack("<Q", (tmp_path / "x").read_bytes()[:8])[0] % 8 == 0, "the values are aligned"
+    assert [array.tolist() for array in read_arrays(tmp_path / "x", sizes)] == [found[n].tolist() for n in sizes]
+
+
+@pytest.mark.parametrize("length", [0, 6, 8])
+def test_arrays_of_another_length_are_not_written(tmp_path: Path, length: int) -> None:
+    with pytest.raises(ChargptError, match="x: the text changed while it was being read; run again"):
+        write_arrays(tmp_path / "x", np.dtype(np.uint8), {"a": 7}, [np.zeros(length, np.uint8)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_that_are_not_there(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "x", np.dtype(np.uint8), {"b": 1}, [np.zeros(1, np.uint8)])
+    with pytest.raises(ChargptError, match=r"x: has no tensor a, c of ids; run `dvc repro` to make it again"):
+        read_arrays(tmp_path / "x", ["c", "b", "a"])
+
+
+def safetensors_file(path: Path, header: str, body: bytes = b"") -> Path:
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + body)
+    return path
+
+
+ENTRY = '{"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x01", "truncated or not a safetensors file"),
+        (struct.pack("<Q", 9) + b"{", "truncated or not a safetensors file"),
+        (struct.pack("<Q", 2) + b"[]", "truncated or not a safetensors file"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_no_safetensors_file(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ChargptError, match=rf"x: {reason}.*; fetch or make it again"), open_tensors(tmp_path / "x"):
+        pass
+
+
+def test_no_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ChargptError, match="no such file; give the path of"), open_tensors(str(path)):
+            pass
+
+
+def test_a_tensor_that_is_there_twice(tmp_path: Path) -> None:
+    path = safetensors_file(tmp_path / "x", f'{{"a": {ENTRY}, "a": {ENTRY}}}', b"\x07")
+    with pytest.raises(ChargptError, match=r"\(a key occurs twice\); fetch or make it again"), open_tensors(path):
+        pass
+
+
+def test_how_long_a_header_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = safetensors_file(tmp_path / "x", f'{{"a": {ENTRY}}}', b"\x07")
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    monkeypatch.setattr(tensors, "MAX_HEADER", length)
+    with open_tensors(path) as file:
+        assert file.get_tensor("a").tolist() == [7]
+    monkeypatch.setattr(tensors, "MAX_HEADER", length - 1)
+    with pytest.raises(ChargptError, match=r"\(its header would be too long\); fetch or"), open_tensors(path):
+        pass
+
+
+def test_a_library_that_fails_in_use(tmp_path: Path) -> None:
+    path = safetensors_file(tmp_path / "x", f'{{"a": {ENTRY}}}', b"\x07")
+    with pytest.raises(ChargptError, match=r"x: truncated or not .*; fetch or make it again"), open_tensors(path) as f:
+        f.get_tensor("b")
+
+
+def test_a_file_too_large_to_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: object, **options: object) -> None:
+        raise RuntimeError("mmap\nfailed")
+
+    path = safetensors_file(tmp_path / "x", f'{{"a": {ENTRY}}}', b"\x07")
+    monkeypatch.setattr(safetensors, "safe_open", no_memory)
+    with pytest.raises(ChargptError, match=r"x: cannot be mapped into memory \(mmap\\nfailed\)"), open_tensors(path):
+        pass
+
+
+def test_tensors_are_written_whole(tmp_path: Path) -> None:
+    values = {"b": torch.tensor([1.5]), "a": torch.tensor([2, 3])}
+    write_tensors(tmp_path / "x", values, {"key": "value"})
+    write_tensors(tmp_path / "y", dict(reversed(values.items())), {"key": "value"})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    with open_tensors(tmp_path / "x") as file:
+        assert file.metadata() == {"key": "value"}
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {"a": [2, 3], "b": [1.5]}  # noqa: SIM118
+    with pytest.raises(AssertionError):
+        write_tensors(tmp_path / "z", values, {"key": "value", "other": "value"})
+    assert {p.name for p in tmp_path.iterdir()} == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [("I/O error: No space left on device (os error 28)", errno.ENOSPC), ("anything else", errno.EIO)],
+)
+def test_the_systems_error_is_not_hidden(tmp_path: Path, monkeypatch: Any, said: str, number: int) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise safetensors.SafetensorError(said)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError) as error:
+        write_tensors(tmp_path / "x", {}, {})
+    assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "x"))
+    assert error.value.strerror == os.strerror(number)
+
+
+def test_the_hash_is_of_the_tensors_in_order_of_their_names_and_of_the_facts() -> None:
+    """What is written here is what files of the first release hold; it must not change."""
+    values = {"b": torch.tensor([1.0, -2.0]), "a": torch.tensor([[3]], dtype=torch.uint8)}
+    a, b = hashlib.sha256(b"\x03").digest(), hashlib.sha256(struct.pack("<2f", 1, -2)).digest()
+    expected = hashlib.sha256(a + b + b'{"x": 1, "y": "\\u00e9"}').hexdigest()
+    assert tensor_hash(values, {"y": "é", "x": 1}) == expected
+    assert tensor_hash({}, {}) == hashlib.sha256(b"{}").hexdigest()
+    assert tensor_hash(values, {"y": "é", "x": 2}) != expected
+    assert tensor_hash(values | {"b": torch.tensor([1.0, 2.0])}, {"y": "é", "x": 1}) != expected
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([], True),
+        ([0.0, -1.5], True),
+        ([3e38, 3e38, -3e38], True),  # whose sum overflows
+        ([1.0, float("nan")], False),
+        ([float("inf"), 1.0], False),
+        ([float("inf"), float("-inf")], False),
+    ],
+)
+def test_is_finite(values: list[float], finite: bool) -> None:
+    assert is_finite(torch.tensor(values)) is finite
+
+
+def test_a_header_lists_what_the_body_holds(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "x", np.dtype(np.uint16), {"a": 2, "b": 1}, [np.array([1, 2, 3])])
+    content = (tmp_path / "x").read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    assert json.loads(content[8 : 8 + size]) == {
+        "a": {"dtype": "U16", "shape": [2], "data_offsets": [0, 4]},
+        "b": {"dtype": "U16", "shape": [1], "data_offsets": [4, 6]},
+    }
+    assert content[8 + size :] == b"\x01\x00\x02\x00\x03\x00"
