@@ -79,6 +79,13 @@ def test_invalid_utf8_names_the_byte(tmp_path: Path, content: bytes, at: int) ->
         scan_text(corpus(tmp_path, content))
 
 
+def test_a_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it is: of a quarter of a million characters at most."""
+    path = corpus(tmp_path, "abcd" * 200_000)
+    monkeypatch.undo()
+    assert max(map(len, read_text(path))) <= 250_000 * 1.05
+
+
 @given(st.binary(max_size=40))
 def test_decoding_agrees_with_python(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = corpus(tmp_path_factory.mktemp("x"), content)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,10 +140,15 @@ def test_a_graph_for_onnx_runtimes_of_several_years(model: GPT) -> None:
     made = onnx_model(model)
     assert {o.domain: o.version for o in made.opset_import} == {"": 20, "com.microsoft": 1}
     assert (made.ir_version, made.producer_name) == (9, "chargpt")
-    names = [value.name for value in (*made.graph.input, *made.graph.output)]
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*made.graph.input, *made.graph.output)
+    }
     caches = [f"{kind}_{i}" for i in range(2) for kind in ("key", "value")]
-    expected = ["idx", "positions", "last_position", "length", *(f"past_{name}" for name in caches)]
-    assert names == [*expected, "logits", *(f"present_{name}" for name in caches)]
+    expected: dict[str, list[Any]] = {"idx": ["B", "S"], "positions": ["S"], "last_position": ["B"], "length": [1]}
+    expected |= {f"past_{name}": ["B", 2, 8, 8] for name in caches} | {"logits": ["B", "S", 14]}
+    expected |= {f"present_{name}": ["B", 2, 8, 8] for name in caches}
+    assert list(shapes.items()) == list(expected.items())
     onnx.checker.check_model(made)
 
 

@@ -12,6 +12,7 @@ from chargpt.errors import ChargptError, escape
     [
         ("plain é \u2603 \U0001f600 'quoted'", "plain é \u2603 \U0001f600 'quoted'"),
         ("a\nb\r\t\x00", r"a\nb\r\t\x00"),
+        (r"back\slash", r"back\slash"),
         ("\x1b[31m", r"\x1b[31m"),
         ("\u2028\ud800\u202e", r"\u2028\ud800\u202e"),
         ([1, "a"], "[1, 'a']"),

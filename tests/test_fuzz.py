@@ -344,7 +344,7 @@ MODELS = {
     ),
     "thousands-of-layers": (
         lambda: layers(5000),
-        refused("the model has 5000 layers; chargpt reads at most 1000", "use another"),
+        refused("the model has 5000 layers; chargpt reads at most 1000", "use a smaller model"),
     ),
 }
 

@@ -290,6 +290,7 @@ def test_the_environment_that_shows_in_the_last_bits(tmp_path: Path, monkeypatch
 def test_the_code_of_a_stage_is_found_by_its_imports(tmp_path: Path) -> None:
     """At any depth, with the packages around it, and without what only type checkers import."""
     for name, text in {
+        "__init__.py": "",  # the root is no package
         "stages/__init__.py": "",
         "stages/a.py": "from chargpt.b import c\nimport os, chargpt.d.e\nfrom . import b\nfrom other import chargpt\n",
         "chargpt/__init__.py": "",
