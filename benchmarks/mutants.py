@@ -5,8 +5,9 @@
 mutmut's operators make the changes, called mutants: another operator, number, string or argument, an argument less,
 None for a value. Two are added: a call that is not made, and a condition that is negated. A random sample of all
 mutants of chargpt/*.py and chargpt/training/*.py is drawn, the same for the same seed. Each is tried in a temporary
-copy of the project, with the unit tests that run the changed lines, as coverage.py saw them, the quickest first. A
-mutant is killed if a test fails, or takes much longer than it should. A table of scores and each survivor come last.
+copy of the project, with the unit tests that run the changed lines, as coverage.py saw them, the quickest first (of the
+tests that do their work in other processes, those in the file that is named after the module). A mutant is killed if a
+test fails, or takes much longer than it should. Each survivor is printed at once, and a table of scores at the end.
 
 Mutants that only change words do not count and are left out: docstrings, annotations (other than those that pydantic
 reads), texts of errors and assertions, and imports for type checkers.
@@ -46,7 +47,6 @@ from mutmut.mutation.mutators import mutation_operators
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = "vocab data model evaluation sampling decoder checkpoint tensors files params errors optimizers"
 UNITS += " training schedule state world device numerics download"
-SLOW_S = 3.0  # a test that takes longer is no unit test
 PATIENCE = 5  # times as long as the tests took without a change, and PATIENCE_S more: then a mutant hangs
 PATIENCE_S = 10
 ADDRESS_SPACE = 8_000_000_000  # bytes that a mutant may take beyond what is there
@@ -321,15 +321,18 @@ def try_all(mutants: list[Mutant], lanes: list[Lane]) -> Iterator[tuple[Mutant, 
     """Each mutant, and whether it was killed."""
     lanes[0].load_libraries()
     seconds, tests_by_line = lanes[0].watch()
-    fast = sorted((test for test in seconds if seconds[test] <= SLOW_S), key=lambda test: seconds[test])
-    print(f"{len(fast)} tests, {sum(map(seconds.get, fast)):.0f} s", flush=True)  # type: ignore[arg-type]
+    quickest = sorted(seconds, key=lambda test: seconds[test])
+    seen = {test for lines in tests_by_line.values() for tests in lines.values() for test in tests}
+    print(f"{len(seconds)} tests, {sum(seconds.values()):.0f} s", flush=True)
     waiting, running, free = mutants[::-1], [], list(lanes)
     while waiting or running:
         while waiting and free:
             mutant = waiting.pop()
             lines = tests_by_line.get(mutant.file, {})
             reached = {test for line in mutant.lines for test in lines.get(str(line), [])}
-            tests = [test for test in fast if test in reached or "" in reached]
+            own = f"tests/test_{Path(mutant.file).stem}.py::"
+            reached |= {test for test in seconds if test.startswith(own) and test not in seen}  # it starts processes
+            tests = [test for test in quickest if test in reached or "" in reached]
             if not tests:
                 yield mutant, False
                 continue

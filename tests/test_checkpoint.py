@@ -206,7 +206,9 @@ def test_wrong_tensors(path: Path, change: Callable[[dict[str, Any]], None], mes
         load_model(path)
 
 
-@pytest.mark.parametrize("raw", ["", "[]", "{}", "{", "[" * 100_000, "nan"])
+@pytest.mark.parametrize(
+    "raw", ["", "[]", "{}", "{", "[" * 100_000, "nan", '{"format_version": 1, "params": {}, "format_version": 1}']
+)
 def test_metadata_that_is_not_ours(tmp_path: Path, raw: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "m", metadata={"chargpt": raw})
     with pytest.raises(ChargptError, match="not the JSON that chargpt writes"):

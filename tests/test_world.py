@@ -1,135 +1,129 @@
-"""The processes of one training; test_distributed.py starts real ones, which takes longer."""
+"""The processes of one training: two real ones; test_distributed.py starts them as torchrun does."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import json
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed
-from torch import Tensor
 
 from chargpt.errors import ChargptError
 from chargpt.training import world as world_module
 from chargpt.training.monitor import Place, Stopped
 from chargpt.training.world import World
+from tests.pipeline import ROOT
 
 CPU = torch.device("cpu")
+# what each of two processes sees, as JSON
+PROCESS = """
+import json, sys, time
+import torch
+import torch.distributed as dist
+from chargpt.errors import ChargptError
+from chargpt.training.monitor import Place, Stopped
+from chargpt.training.world import World
+
+rank = int(sys.argv[1])
+seen = {}
+with World(torch.device("cpu"), Place(rank, 2, rank)) as world:
+    seen["backend"] = dist.get_backend()
+    seen["max"] = [world.max(value) for value in (rank, 1 - rank, 7)]
+    seen["mean"] = world.mean(torch.tensor([1.0, 10.0 * rank])).tolist()
+    seen["gather"] = world.gather(torch.tensor([rank, 5])).tolist()
+    time.sleep(0.5 * rank)
+    arrived = time.time()
+    world.wait()
+    seen["waited for the other"] = [arrived, time.time()]
+seen["after the end"] = dist.is_initialized()
+try:
+    with World(torch.device("cpu"), Place(rank, 2, rank)):
+        raise Stopped
+except Stopped:
+    seen["after a stop"] = dist.is_initialized()
+try:
+    with World(torch.device("cpu"), Place(rank, 2, rank)):
+        raise ChargptError("a")
+except ChargptError:
+    seen["after an error"] = dist.is_initialized()
+print(json.dumps(seen))
+"""
 
 
-class Threads:
-    """Stands in for torch.distributed: two threads are the processes, and wait for each other in every call."""
+def test_two_processes() -> None:
+    """All learn the largest value, the mean, and what each has; none goes on before all are here.
 
-    ReduceOp = torch.distributed.ReduceOp
-
-    def __init__(self) -> None:
-        self.meeting = threading.Barrier(2, timeout=10)
-        self.brought: dict[int, Tensor] = {}
-        self.groups: list[str] = []
-
-    def all_gather(self, values: list[Tensor], value: Tensor) -> None:
-        rank = int(threading.current_thread().name)
-        self.meeting.wait()
-        self.brought[rank] = value.clone()
-        self.meeting.wait()
-        for rank, place in enumerate(values):
-            place.copy_(self.brought[rank])
-
-    def all_reduce(self, value: Tensor, op: Any = ReduceOp.SUM) -> None:
-        both = [torch.empty_like(value) for _ in range(2)]
-        self.all_gather(both, value)
-        value.copy_(torch.stack(both).sum(0) if op == self.ReduceOp.SUM else torch.stack(both).amax(0))
-
-    def barrier(self) -> None:
-        self.meeting.wait()
-
-    def init_process_group(self, backend: str) -> None:
-        self.groups.append(backend)
-
-    def destroy_process_group(self) -> None:
-        self.groups.append("destroyed")
+    After an error the group is left as it is, because the other process may never come to leave it too.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank)],
+            cwd=ROOT,
+            env=os.environ | address | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    seen: list[dict[str, Any]] = [json.loads(process.communicate(timeout=120)[0]) for process in running]
+    for rank, mine in enumerate(seen):
+        assert mine["backend"] == "gloo"
+        assert mine["max"] == [1, 1, 7]
+        assert mine["mean"] == [1.0, 5.0]
+        assert mine["gather"] == [[0, 5], [1, 5]]
+        assert mine["waited for the other"][1] >= seen[1 - rank]["waited for the other"][0]
+        assert (mine["after the end"], mine["after a stop"], mine["after an error"]) == (False, False, True)
 
 
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
-    stand_in = Threads()
-    monkeypatch.setattr(world_module, "dist", stand_in)
-    return stand_in
-
-
-def together(action: Callable[[World], Any]) -> list[Any]:
-    """What the action returns in each of two processes."""
-    results: dict[int, Any] = {}
-
-    def run(rank: int) -> None:
-        results[rank] = action(World(CPU, Place(rank, 2, rank)))
-
-    running = [threading.Thread(target=run, args=(rank,), name=str(rank), daemon=True) for rank in range(2)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    return [results.get(rank) for rank in range(2)]
-
-
-def test_all_learn_the_largest(threads: Threads) -> None:
-    assert together(lambda world: [world.max(value) for value in (world.rank, 1 - world.rank, 7)]) == [[1, 1, 7]] * 2
-
-
-def test_all_learn_the_mean(threads: Threads) -> None:
-    values = together(lambda world: world.mean(torch.tensor([1.0, 10.0 * world.rank])))
-    assert [value.tolist() for value in values] == [[1.0, 5.0]] * 2
-
-
-def test_all_learn_what_each_has(threads: Threads) -> None:
-    values = together(lambda world: world.gather(torch.tensor([world.rank, 5])))
-    assert [value.tolist() for value in values] == [[[0, 5], [1, 5]]] * 2
-
-
-def test_none_goes_on_before_all_are_here(threads: Threads) -> None:
-    here: list[int] = []
-
-    def arrive(world: World) -> int:
-        here.append(world.rank)
-        world.wait()
-        return len(here)
-
-    assert together(arrive) == [2, 2]
-
-
-def test_one_process_needs_no_others(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world_module, "dist", None)
+def test_one_process_needs_no_others() -> None:
     with World(CPU) as world:
         world.wait()
         assert (world.rank, world.size, world.device) == (0, 1, CPU)
         assert (world.max(3), world.mean(torch.tensor(2.0)).item()) == (3, 2.0)
         assert world.gather(torch.tensor([1, 2])).tolist() == [[1, 2]]
+    assert not torch.distributed.is_initialized()
     with pytest.raises(RuntimeError, match="gloo"), world:
         raise RuntimeError("gloo")
 
 
-def test_processes_form_a_group_and_leave_it(threads: Threads) -> None:
-    with World(CPU, Place(0, 2)):
-        assert threads.groups == ["gloo"]
-    with pytest.raises(Stopped), World(CPU, Place(0, 2)):
-        raise Stopped
-    assert threads.groups == ["gloo", "destroyed"] * 2
+class Groups:
+    """Notes which groups of processes are asked for, where the others (or their GPUs) are not here."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def init_process_group(self, backend: str) -> None:
+        self.made.append(backend)
+
+    def destroy_process_group(self) -> None:
+        pass
 
 
-@pytest.mark.parametrize("error", [ChargptError("a"), RuntimeError("a"), KeyboardInterrupt()])
-def test_after_an_error_nobody_waits_for_the_others(threads: Threads, error: BaseException) -> None:
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
+    noted = Groups()
+    monkeypatch.setattr(world_module, "dist", noted)
+    return noted
+
+
+@pytest.mark.parametrize("error", [ChargptError("a"), Stopped(), RuntimeError("a"), KeyboardInterrupt()])
+def test_errors_pass_through(groups: Groups, error: BaseException) -> None:
     with pytest.raises(type(error)) as raised, World(CPU, Place(0, 2)):
         raise error
     assert raised.value is error
-    assert threads.groups == ["gloo"]
 
 
 @pytest.mark.parametrize(
     "words", ["[gloo] Timed out", "NCCL error", "Connection closed by peer", "connection reset", "Broken pipe"]
 )
-def test_lost_processes_are_one_line(threads: Threads, words: str) -> None:
+def test_lost_processes_are_one_line(groups: Groups, words: str) -> None:
     message = r"^process 1: lost the other processes of this training; run again, training continues from the saved"
     with pytest.raises(ChargptError, match=message), World(CPU, Place(1, 2)):
         raise RuntimeError(f"x {words} x")
@@ -137,13 +131,13 @@ def test_lost_processes_are_one_line(threads: Threads, words: str) -> None:
         raise ValueError(words + "x")
 
 
-def test_each_process_takes_a_gpu(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_takes_a_gpu(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one of its number on its machine; a process on its own takes the one that was asked for."""
     taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     with World(torch.device("cuda"), Place(5, 8, 1)) as world:
         assert world.device == torch.device("cuda:1")
-        assert threads.groups == ["nccl"]
+        assert groups.made == ["nccl"]
     assert World(torch.device("cuda"), Place(1, 2, 0)).device == torch.device("cuda:0")
     assert World(torch.device("cuda:3"), Place(0, 1, 0)).device == torch.device("cuda:3")
     assert World(CPU, Place(1, 2, 1)).device == CPU
