@@ -1,19 +1,16 @@
 """The runner, `python -m stages NAME`: checks params.yaml, runs one stage, and reports expected failures in one line.
 
-It imports the module of the stage last. Loading torch takes seconds, and can be interrupted or run out of memory; both
-are then reported in one line too.
+It imports the module of the stage last, because loading torch takes seconds and much memory. An interruption or a lack
+of memory is reported in one line from the first import on.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.app.git import refuse_untracked_code
-from chargpt.app.one_line import one_line_errors
-from chargpt.app.params_file import load_params
+from chargpt.app.one_line import import_undisturbed, one_line_errors
 from chargpt.errors import ChargptError
 
 if TYPE_CHECKING:
@@ -23,6 +20,9 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the stage that the first argument names."""
     with one_line_errors():
+        from chargpt.app.git import refuse_untracked_code
+        from chargpt.app.params_file import load_params
+
         names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
         if len(sys.argv) != 2 or sys.argv[1] not in names:
             raise ChargptError(f"type: python -m stages NAME, with one of {', '.join(names)}")
@@ -37,9 +37,9 @@ def run(name: str, params: Params) -> None:
     elif name == "download":
         from chargpt.app.machine import cache_folder
 
-        import_module("stages.download").main(params, cache_folder())
+        import_undisturbed("stages.download").main(params, cache_folder())
     else:
-        import_module(f"stages.{name}").main(params)
+        import_undisturbed(f"stages.{name}").main(params)
 
 
 def train(params: Params) -> None:
@@ -49,6 +49,7 @@ def train(params: Params) -> None:
     """
     from chargpt.app import machine
     from chargpt.app.launch import launch, launched, place
+    from chargpt.app.params_file import load_params
     from chargpt.app.progress import Progress
     from chargpt.app.signals import Stops
     from chargpt.training.monitor import Stopped, Surroundings
@@ -66,7 +67,7 @@ def train(params: Params) -> None:
         reread=load_params,
     )
     try:
-        import_module("stages.train").main(params, surroundings)
+        import_undisturbed("stages.train").main(params, surroundings)
     except Stopped:
         sys.exit(stops.status or 1)
 

@@ -187,6 +187,9 @@ def test_migrate(tmp_path: Path) -> None:
     assert "error: legacy weights do not hold their vocabulary: pass --corpus" in refused.stderr
     refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", cwd=tmp_path)
     assert (refused.returncode, "no dialect explains the text" in refused.stderr) == (1, True)
+    for output in ("corpus.txt", str(ROOT / "data/legacy/config.json")):
+        refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--output", output, cwd=tmp_path)
+        assert (refused.returncode, "and would replace it; give another path" in refused.stderr) == (1, True)
     refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--dialect", "relu", cwd=tmp_path)
     assert (refused.returncode, "must be one of auto, gelu-head" in refused.stderr) == (1, True)
     assert [p.name for p in tmp_path.iterdir()] == ["corpus.txt"]

@@ -54,6 +54,8 @@ def check(project: Project, stage: str, status: int, **fault: object) -> str:
         ("train", "middle", signal.SIGTERM, 143),
         ("train", "last write", signal.SIGKILL, -9),
         ("evaluate", "import", signal.SIGINT, 130),
+        ("train", "numpy", signal.SIGTERM, 143),
+        ("sample", "numpy", signal.SIGINT, 130),
         ("evaluate", "last write", signal.SIGKILL, -9),
         ("sample", "first write", signal.SIGINT, 130),
         ("export", "last write", signal.SIGTERM, 143),

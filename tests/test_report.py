@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,19 @@ def test_the_page_is_the_same_each_time_and_holds_no_strangers_markup() -> None:
         assert forbidden not in text, forbidden
     body = re.sub(r"<[^>]*>", "", text[text.index("<body>") :])
     assert "<" not in body and ">" not in body
+
+
+def test_the_users_own_settings_of_charts_change_nothing() -> None:
+    """A matplotlibrc is no input of the page."""
+    plain = page("abc")
+    odd = {
+        "lines.linewidth": 4,
+        "axes.facecolor": "pink",
+        "font.sans-serif": ["DejaVu Serif"],
+        "svg.image_inline": False,
+    }
+    with matplotlib.rc_context(odd):
+        assert page("abc") == plain
 
 
 def test_the_version_before_stands_beside() -> None:

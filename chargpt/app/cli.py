@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from chargpt.app.one_line import one_line_errors, silence_stdout
+from chargpt.app.one_line import import_undisturbed, one_line_errors, silence_stdout
 from chargpt.errors import ChargptError, escape
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def generate(
     exact: Annotated[bool, typer.Option("--exact", help="Always use the whole context; slow for long texts.")] = False,
 ) -> None:
     """Continue a prompt, and write the text to standard output while it is generated."""
+    import_undisturbed("torch")
     import torch
 
     from chargpt.device import pick_device
@@ -147,6 +149,7 @@ def migrate(
     ] = None,
 ) -> None:
     """Convert legacy text weights to a model file that computes the same function."""
+    import_undisturbed("torch")
     import tempfile
 
     from chargpt.app import params_edit
@@ -163,6 +166,9 @@ def migrate(
         raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(DIALECTS)}")
     if not 0 < val_fraction < 1:
         raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
+    for name, path in {"--corpus": corpus, "--config": config, "--params-out": params_out}.items():
+        if path is not None and os.path.realpath(path) == os.path.realpath(output):
+            raise ChargptError(f"--output {output} is the file of {name} and would replace it; give another path")
     loop = params_edit.legacy_settings(config) if config and params_out else {}
     if params_out and (params_out.exists() or params_out.is_symlink()):  # refuse a bad one before writing anything
         params_edit.load_editable(params_out)
@@ -186,6 +192,7 @@ def export(
     output: Annotated[Path, typer.Option(help="Directory to write, or a file that ends in .onnx.")] = Path("hf"),
 ) -> None:
     """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
+    import_undisturbed("torch")
     from chargpt.checkpoint import read_metadata
 
     gpt, vocab = _load(model)
@@ -204,6 +211,7 @@ def export(
 @app.command()
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
+    import_undisturbed("torch")
     from chargpt.checkpoint import read_metadata
 
     gpt, vocab = _load(model)
@@ -229,6 +237,7 @@ def report(
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Write a page about the pipeline's model, compared with another version of it."""
+    import_undisturbed("torch")
     from chargpt.app.report import write_report
 
     previous = write_report(output, against, device)
@@ -239,6 +248,9 @@ def report(
 def check() -> None:
     """Look for problems in the parameters, the environment and git, and say what to run next."""
     from chargpt.app.check import changed_stages, problems
+
+    if not Path("dvc.yaml").exists():
+        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
 
     found = [line.removeprefix("error: ") for problem in problems() for line in problem.split("\n")]
     for problem in found:

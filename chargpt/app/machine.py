@@ -54,5 +54,8 @@ def runs_here() -> int:
     if "OMP_NUM_THREADS" in os.environ:
         return 1
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    commands = [
+        command for command in commands if command and "python" in Path(command[0]).name
+    ]  # no `nice` around one
     training = sum(("stages", "train") in pairwise(command) for command in commands)
     return max(1, training, sum("queue-worker" in command for command in commands))

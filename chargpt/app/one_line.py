@@ -10,7 +10,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from importlib import import_module
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 from chargpt.errors import ChargptError, escape
@@ -59,6 +60,29 @@ def one_line_errors() -> Iterator[None]:
     except Terminated:
         print("terminated", file=sys.stderr)
         sys.exit(143)
+
+
+def import_undisturbed(*names: str) -> ModuleType:
+    """Import modules and return the last. A signal that arrives meanwhile takes effect after the import.
+
+    While torch loads numpy, its own code discards the exception that a signal raises. The signal would be lost, or a
+    module would stay half loaded.
+    """
+    arrived: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    waiting = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        waiting = {}  # only the main thread handles signals
+    for number in waiting:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        modules = [import_module(name) for name in names]
+    finally:
+        for number, handler in waiting.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
+    return modules[-1]
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from chargpt.app.git import git
 from chargpt.app.metrics import METRICS, metrics_at, previous_version
 from chargpt.errors import ChargptError
 from chargpt.files import read_json, write_text
@@ -24,14 +26,17 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
     from chargpt.report.curve import read_curve
     from chargpt.report.page import make_report
 
-    if output.resolve() == Path(TRACKED).resolve():
+    if os.path.realpath(output) == os.path.realpath(TRACKED):
         raise ChargptError(f"{output}: belongs to the evaluate stage; give another path with --output")
-    if not Path(MODEL).exists():
-        raise ChargptError(f"{MODEL}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    if output.suffix.lower() != ".html" or git("ls-files", "--error-unmatch", str(output)) is not None:
+        raise ChargptError(f"{output}: not an .html file of its own; give another path with --output")
+    for name in (MODEL, TOKENS, CURVE, METRICS):
+        if not Path(name).exists():
+            raise ChargptError(f"{name}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
     model, vocab = load_model(MODEL, pick_device(device))
     _, val_ids = read_tokens(TOKENS, vocab)
     curve = read_curve(CURVE)
-    if against is None:
+    if not against:
         previous = previous_version(read_json(METRICS))
     else:
         previous = (against, metrics_at(against))

@@ -17,7 +17,7 @@ from chargpt.vocab import Vocab
 STYLE: Any = {
     "svg.hashsalt": "chargpt",  # without it, ids are random
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
+    "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -35,7 +35,9 @@ def charts(curve: Mapping[str, Sequence[float]], analysis: Analysis, vocab: Voca
     """
     seen, losses = zip(*analysis.positions(), strict=True)
     hardest = analysis.hardest(vocab)
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
+    # the user's own settings must not change the page
+    with matplotlib.rc_context(settings | STYLE), warnings.catch_warnings():
         # matplotlib's font lacks some characters, but the reader's browser draws them with its own fonts
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         by_position = line_chart(seen, losses, "characters of context", "nats per character")
