@@ -17,7 +17,7 @@ from chargpt.vocab import Vocab
 STYLE: Any = {
     "svg.hashsalt": "chargpt",  # without it, ids are random
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.family": "sans-serif",
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
