@@ -92,6 +92,8 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 
 def _fail(message: str) -> NoReturn:
     """Exit with status 1 and a message. Its control characters, which may come from a stranger's file, are escaped."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun sends it after a failure; the exit must go on
     sys.exit("error: " + "\n".join(escape(line, len(line)) for line in message.split("\n")))
 
 
