@@ -554,7 +554,7 @@ def test_nobody_watches_by_default() -> None:
 
 
 def test_the_curve_can_be_read_while_it_grows(tmp_path: Path) -> None:
-    path = tmp_path / "metrics" / "curves.tsv"
+    path = tmp_path / "a" / "metrics" / "curves.tsv"
     with Curve(str(path)) as curve:
         assert not path.parent.exists(), "nothing before the first row"
         for count in (1, 2):
