@@ -45,9 +45,9 @@ class Project:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m", "tmpfs", self.mount], check=True)
         self.folder = self.mount / "project"
         self.folder.mkdir()
-        os.environ["CHARGPT_CACHE_DIR"] = str(self.mount / "cache")
-        download()
-        self.environment = faults.environment_of(folder)
+        cache = self.mount / "cache"
+        download(cache)
+        self.environment = faults.environment_of(folder) | {"CHARGPT_CACHE_DIR": str(cache)}
         sizes = {"corpus": CORPUS, "val_fraction": 0.01, "eval_interval": 20}
         legacy = json.loads((faults.ROOT / "data/legacy/config.json").read_text())
         sizes |= {"init": "migrated"}  # so that train reads all of its inputs

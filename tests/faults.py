@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from tests import conftest
 from tests.conftest import IDENTITY, clone, write_params
 from tests.pipeline import ROOT
 
@@ -203,14 +203,5 @@ def limit(kind: str, size: int) -> Callable[[], None]:
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """Of the processes in the project: its own DVC directories, no network, one thread, a state saved at each step."""
-    foreign = ("GIT_", "DVC_", "PYTHONPATH")
-    return {k: v for k, v in os.environ.items() if not k.startswith(foreign)} | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_SITE_CACHE_DIR": str(folder / "site"),
-        "DVC_NO_ANALYTICS": "1",
-        "CHARGPT_SAVE_EVERY_S": "0",
-        "https_proxy": "http://127.0.0.1:9",
-        "PIP_NO_INDEX": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    """For stages in a project below the folder: as for all tests, and a state saved at each step."""
+    return conftest.environment_of(folder) | {"CHARGPT_SAVE_EVERY_S": "0"}

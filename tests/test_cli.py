@@ -167,6 +167,12 @@ def test_generate_from_and_to_a_file(folder: Path) -> None:
     assert (bad.returncode, bad.stderr) == (1, "error: prompt.txt: closed or not UTF-8 text; save it as UTF-8\n")
 
 
+def test_check_outside_a_clone_gives_no_advice_but_one(tmp_path: Path) -> None:
+    done = chargpt("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: dvc.yaml: no such file; run from the root of a clone of chargpt\n"
+
+
 def test_export_for_onnx_runtime(folder: Path) -> None:
     done = chargpt("export", "--output", "model.onnx", cwd=folder)
     assert (done.returncode, (folder / "model.onnx").stat().st_size > 1000) == (0, True), done.stderr

@@ -9,19 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from chargpt.app.check import changed_stages
 from chargpt.app.params_file import load_params
 from chargpt.training.inputs import code_files
 from stages.__main__ import run as run_stage
 from tests.conftest import Run, undo
+from tests.faults import STAGES
+from tests.faults import outputs as outputs_of
 from tests.pipeline import ROOT, Recorder
 
-STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 SUBPACKAGES = ("training", "legacy", "export", "report")
 INNER = {"core": {"core"}, **{name: {"core", name} for name in SUBPACKAGES}}
 MAY_IMPORT = INNER | {
@@ -161,7 +160,7 @@ def reword(path: Path, old: str, new: str) -> None:
 
 def test_stages_read_the_params_they_declare_and_need_no_runner(inside: Path, run: Run) -> None:
     """Each through the runner, noting what is read; then directly, which gives the same bytes."""
-    outputs = [path for stage in STAGES for path in out_files(inside, stage)]
+    outputs = [inside / name for stage in STAGES for name in outputs_of(stage)]
     whole = {path: path.read_bytes() for path in outputs}
     for name, stage in STAGES.items():
         recorder = Recorder(load_params())
@@ -170,21 +169,12 @@ def test_stages_read_the_params_they_declare_and_need_no_runner(inside: Path, ru
         assert recorder.read | templated == set(stage.get("params", [])), name
     through = {path: path.read_bytes() for path in outputs}
     for name in STAGES:
-        for path in out_files(inside, name):
+        for path in (inside / output for output in outputs_of(name)):
             path.unlink()
         importlib.import_module(f"stages.{name}").main(load_params())
     assert {path: path.read_bytes() for path in outputs} == through
     assert through.keys() == whole.keys()
     undo(run)  # this process has another number of threads, which may show in a last digit
-
-
-def out_files(folder: Path, stage: str) -> list[Path]:
-    """The files that a stage writes, those of a directory one by one."""
-    about = STAGES[stage]
-    names = [next(iter(out)) if isinstance(out, dict) else out for out in about["outs"] + about.get("metrics", [])]
-    return sorted(
-        file for name in names for file in ((folder / name).rglob("*") if (folder / name).is_dir() else [folder / name])
-    )
 
 
 def test_a_clone_without_tags_gives_the_same_page(repo: Path, run: Run, tmp_path: Path) -> None:

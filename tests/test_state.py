@@ -16,7 +16,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from chargpt.app.machine import runs_here, seconds_between_saves, state_root
+from chargpt.app.machine import runs_among, runs_here, seconds_between_saves, state_root
 from chargpt.app.params_file import load_params
 from chargpt.device import share_cores
 from chargpt.errors import ChargptError
@@ -337,6 +337,24 @@ def test_trainings_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         for other in others:
             other.kill()
             other.wait()
+
+
+@pytest.mark.parametrize(
+    ("commands", "runs"),
+    [
+        ([], 1),
+        ([["python", "-m", "stages", "train"]], 1),
+        ([["/v/bin/python3.11", "-u", "-m", "stages", "train"], [], ["python", "-m", "stages", "train"]], 2),
+        ([["timeout", "75", "python", "-m", "stages", "train"], ["python", "-m", "stages", "train"]], 1),
+        ([["python", "-m", "stages", "sample"], ["python", "train", "stages"], ["vim", "stages", "train"]], 1),
+        (
+            [["python", "-m", "stages", "train"], *[["python", "-m", "dvc", "queue-worker", str(i)] for i in range(3)]],
+            3,
+        ),
+    ],
+)
+def test_which_processes_are_trainings(commands: list[list[str]], runs: int) -> None:
+    assert runs_among(commands) == runs
 
 
 def test_a_run_takes_its_part_of_the_threads() -> None:

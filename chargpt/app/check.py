@@ -21,8 +21,10 @@ from chargpt.errors import ChargptError, escape
 def problems() -> Iterator[str]:
     """Yield a line for each thing that would make a later command fail; the line says what to type.
 
-    Loads torch only if `device` names a GPU.
+    Loads torch only if `device` names a GPU. Raises ChargptError outside the root of a clone.
     """
+    if not Path("dvc.yaml").exists():
+        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
     try:
         params = load_params()
     except ChargptError as error:

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from chargpt.app.one_line import import_undisturbed, one_line_errors, silence_stdout
+from chargpt.app.outputs import MODEL, require_outputs
 from chargpt.errors import ChargptError, escape
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from chargpt.model import GPT
     from chargpt.vocab import Vocab
-
-MODEL = Path("artifacts/model.safetensors")
 
 
 class OneLineErrors(TyperGroup):
@@ -58,8 +57,8 @@ def _load(model: Path, device: torch.device | str = "cpu") -> tuple[GPT, Vocab]:
     """Load a model. If the pipeline's own model does not exist yet, the error says how to make it."""
     from chargpt.checkpoint import load_model
 
-    if model == MODEL and not model.exists():
-        raise ChargptError(f"{model}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    if model == Path(MODEL):
+        require_outputs(MODEL)
     return load_model(model, device)
 
 
@@ -85,7 +84,7 @@ def generate(
     top_k: Annotated[Optional[int], typer.Option(help="Sample from the k likeliest characters only.")] = None,  # noqa: UP045
     top_p: Annotated[Optional[float], typer.Option(help="Sample from the likeliest that add up to p.")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same text.")] = None,  # noqa: UP045
-    model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
+    model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     output: Annotated[Optional[Path], typer.Option(help="File to write instead, once the text is complete.")] = None,  # noqa: UP045
     exact: Annotated[bool, typer.Option("--exact", help="Always use the whole context; slow for long texts.")] = False,
@@ -188,7 +187,7 @@ def migrate(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Option(help="Model file.")] = MODEL,
+    model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
     output: Annotated[Path, typer.Option(help="Directory to write, or a file that ends in .onnx.")] = Path("hf"),
 ) -> None:
     """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
@@ -209,7 +208,7 @@ def export(
 
 
 @app.command()
-def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = MODEL) -> None:
+def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = Path(MODEL)) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
     import_undisturbed("torch")
     from chargpt.checkpoint import read_metadata
@@ -248,9 +247,6 @@ def report(
 def check() -> None:
     """Look for problems in the parameters, the environment and git, and say what to run next."""
     from chargpt.app.check import changed_stages, problems
-
-    if not Path("dvc.yaml").exists():
-        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
 
     found = [line.removeprefix("error: ") for problem in problems() for line in problem.split("\n")]
     for problem in found:

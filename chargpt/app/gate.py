@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chargpt.app.metrics import METRICS, metrics_at
+from chargpt.app.metrics import metrics_at
+from chargpt.app.outputs import METRICS
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
 

@@ -6,6 +6,7 @@ They say where states and the cached text lie, how often to save, and how many t
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,9 +54,12 @@ def runs_here() -> int:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return 1
-    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    commands = [
-        command for command in commands if command and "python" in Path(command[0]).name
-    ]  # no `nice` around one
-    training = sum(("stages", "train") in pairwise(command) for command in commands)
+    return runs_among([process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])])
+
+
+def runs_among(commands: Sequence[Sequence[str]]) -> int:
+    """Number of trainings among the command lines of all processes; of queue workers if these are more; at least 1."""
+    # a `nice` or `timeout` around a training has its words too, but is no Python
+    pythons = [command for command in commands if command and "python" in Path(command[0]).name]
+    training = sum(("stages", "train") in pairwise(command) for command in pythons)
     return max(1, training, sum("queue-worker" in command for command in commands))

@@ -8,11 +8,11 @@ from typing import Any
 
 from chargpt.app.git import git
 from chargpt.app.one_line import one_line
+from chargpt.app.outputs import METRICS
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers
 
 ARTIFACT = "chargpt"  # the model's name in dvc.yaml, and the first part of its version tags
-METRICS = "metrics/evaluate.json"
 
 
 def metrics_at(revision: str) -> dict[str, float]:

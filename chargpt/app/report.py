@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 from chargpt.app.git import git
-from chargpt.app.metrics import METRICS, metrics_at, previous_version
+from chargpt.app.metrics import metrics_at, previous_version
+from chargpt.app.outputs import CURVE, METRICS, MODEL, REPORT, TOKENS, require_outputs
 from chargpt.errors import ChargptError
 from chargpt.files import read_json, write_text
-
-MODEL, TOKENS, CURVE = "artifacts/model.safetensors", "data/tokens.safetensors", "metrics/curves.tsv"
-TRACKED = "metrics/report.html"
 
 
 def write_report(output: Path, against: str | None = None, device: str = "auto") -> str | None:
@@ -26,13 +24,11 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
     from chargpt.report.curve import read_curve
     from chargpt.report.page import make_report
 
-    if os.path.realpath(output) == os.path.realpath(TRACKED):
+    if os.path.realpath(output) == os.path.realpath(REPORT):
         raise ChargptError(f"{output}: belongs to the evaluate stage; give another path with --output")
-    if output.suffix.lower() != ".html" or git("ls-files", "--error-unmatch", str(output)) is not None:
+    if output.suffix.lower() != ".html" or git("ls-files", "--error-unmatch", "--", str(output)) is not None:
         raise ChargptError(f"{output}: not an .html file of its own; give another path with --output")
-    for name in (MODEL, TOKENS, CURVE, METRICS):
-        if not Path(name).exists():
-            raise ChargptError(f"{name}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    require_outputs(MODEL, TOKENS, CURVE, METRICS)
     model, vocab = load_model(MODEL, pick_device(device))
     _, val_ids = read_tokens(TOKENS, vocab)
     curve = read_curve(CURVE)
