@@ -1,6 +1,7 @@
 """Training beside a plain baseline: seconds to a loss, loss at equal time, steps per second.
 
     python benchmarks/train.py            # after `dvc repro prepare`; about four minutes, one process at a time
+    python benchmarks/train.py float32    # ours in float32, also where the processor computes in bfloat16
 
 The baseline follows nanoGPT's recipe for a CPU (karpathy/nanoGPT, README and config/train_shakespeare_char.py): 4
 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, AdamW with a cosine, tied embeddings, no biases, an
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 TARGET = 1.898  # nats per character: where the baseline ends
-NARROW = {"n_head": 2, "n_embd": 128, "weight_decay": 0.1, "momentum": 0.9}
-QUICK = NARROW | {"block_size": 64, "batch_size": 32, "max_iters": 200, "eval_interval": 200, "warmup_iters": 20}
-LONG = NARROW | {"max_iters": 1080, "eval_interval": 1080}
+QUICK = {"n_head": 2, "weight_decay": 0.1, "lr": 0.02, "block_size": 64, "batch_size": 32, "warmup_iters": 20}
+QUICK |= {"max_iters": 200, "eval_interval": 200}
+LONG = {"max_iters": 700, "eval_interval": 700}
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 STEPS = 2000
 EVAL_INTERVAL, EVAL_ITERS = 250, 20
@@ -210,9 +211,10 @@ def main() -> None:
         runs = {"baseline": run_baseline, "chargpt": run_chargpt}
         print(json.dumps(runs[what](started, **arguments) if what in runs else {"peak": matmul_peak(**arguments)}))
         return
+    given = {"dtype": sys.argv[1] if sys.argv[1:] else "auto"}
     base = child("baseline", steps=STEPS, measure=True)
-    ours = child("chargpt", changes=QUICK)
-    longer = child("chargpt", changes=LONG)
+    ours = child("chargpt", changes=QUICK | given)
+    longer = child("chargpt", changes=LONG | given)
     print(f"{'run':<32}{'steps':>7}{'total s':>9}{'s to ' + str(TARGET):>12}{'loss':>9}")
     for name, r in (
         ("baseline (nanoGPT's CPU recipe)", base),

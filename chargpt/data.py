@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,15 +111,30 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
     return train, val
 
 
-def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Draw the random windows of one update. They depend on the seed and the step only, not on earlier draws.
+def windows_per_epoch(characters: int, block_size: int) -> int:
+    """How many windows an epoch reads: one less than the text has room for, so that their offset can vary."""
+    return max(1, (characters - 1) // block_size - 1)
 
-    ids: (N,) unsigned, N > block_size. step: number of the update, from 0.
+
+def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """The windows of one update. Together, the updates read the text epoch by epoch, each window once an epoch.
+
+    Each epoch divides the text at another offset and visits its windows in another order. A batch depends on the seed
+    and the step only, not on earlier draws. ids: (N,) unsigned, N > block_size. step: number of the update, from 0.
     Returns the inputs and the character that follows each of them, both (batch_size, block_size) int64.
     """
-    starts = np.random.default_rng((seed, step)).integers(0, len(ids) - block_size, batch_size)
-    windows = ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
-    batch = torch.from_numpy(windows)
+    windows = windows_per_epoch(len(ids), block_size)
+    epochs, positions = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), windows)
+    starts = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        rng = np.random.default_rng((seed, epoch))
+        offset = rng.integers(0, len(ids) - windows * block_size)
+        first, stride = rng.integers(windows, size=2)
+        while math.gcd(stride, windows) != 1:  # only such a stride visits every window
+            stride += 1
+        now = epochs == epoch
+        starts[now] = offset + (first + stride * positions[now]) % windows * block_size
+    batch = torch.from_numpy(ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
     return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
 

@@ -31,13 +31,14 @@ def pick_device(device: str) -> torch.device:
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format of matrix products in training. Weights stay float32.
 
-    `auto` takes bfloat16 if a GPU or the processor's matrix units (Intel AMX) compute it natively, else float32.
+    `auto` takes bfloat16 if a GPU or the processor computes it natively (AMX or AVX-512 BF16), else float32.
     Raises ChargptError if the device does not support `dtype`.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        native = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
     if dtype == "bfloat16" and device.type == "mps":
         raise ChargptError("dtype bfloat16 is not supported on mps; use -S dtype=float32")
     if dtype == "bfloat16" and device.type == "cuda" and not native:

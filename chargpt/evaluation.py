@@ -14,7 +14,7 @@ from chargpt.errors import ChargptError
 from chargpt.model import GPT
 
 # (characters, logits): limits of one forward pass. Both keep the device busy; the CPU's also keep memory small.
-CPU_PASS, GPU_PASS = (512, 1 << 22), (65_536, 1 << 28)
+CPU_PASS, GPU_PASS = (2048, 1 << 22), (65_536, 1 << 28)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ class Params(BaseModel):
     launch: Annotated[str, Field(pattern=LAUNCH)]
     batch_size: Size
     max_iters: Positive
+    max_epochs: Size
     eval_interval: Positive
     optimizer: Literal["muon", "adamw"]
     lr: Annotated[float, Field(gt=0, le=10)]

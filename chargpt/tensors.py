@@ -8,7 +8,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +48,7 @@ def write_arrays(
             raise ChargptError(f"{path}: the text changed while it was being read; run again")
 
 
-def read_arrays(path: str | Path, names: Iterable[str]) -> list[NDArray[Any]]:
+def read_arrays(path: str | Path, names: Sequence[str]) -> list[NDArray[Any]]:
     """Memory-map the named arrays of ids in a .safetensors file. Raises ChargptError if the file lacks one of them."""
     with open_tensors(path) as file:
         formats = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -33,6 +33,7 @@ TOY: dict[str, Any] = {
     "block_size": 8,
     "batch_size": 4,
     "max_iters": 10,
+    "max_epochs": 1_000_000,
     "eval_interval": 5,
     "warmup_iters": 2,
     "num_samples": 2,

@@ -175,6 +175,30 @@ def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: in
     assert inputs == list(range(n - 1))
 
 
+@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 7), st.integers(0, 5), st.integers(0, 3))
+def test_each_epoch_reads_each_window_once(n: int, block_size: int, batch_size: int, seed: int, epoch: int) -> None:
+    ids = np.arange(max(n, block_size + 1), dtype=np.uint8)
+    windows = max(1, (len(ids) - 1) // block_size - 1)
+    first = epoch * windows // batch_size
+    draws = [
+        training_batch(ids, block_size, batch_size, seed, step)[0][:, 0] for step in range(first, first + windows + 1)
+    ]
+    starts = torch.cat(draws)[epoch * windows - first * batch_size :][:windows].tolist()
+    assert len({start % block_size for start in starts}) == 1
+    assert len(set(starts)) == windows
+    assert min(starts) >= 0 and max(starts) <= len(ids) - block_size - 1
+
+
+def test_epochs_differ_in_offset_and_order() -> None:
+    ids = np.arange(250, dtype=np.uint8)
+    epochs = [
+        training_batch(ids, 6, 40, 0, epoch)[0][:, 0].tolist() for epoch in range(20)
+    ]  # 40 windows, all in a batch
+    assert len({starts[0] % 6 for starts in epochs}) == 6
+    assert len({tuple(sorted(range(40), key=starts.__getitem__)) for starts in epochs}) > 15
+    assert min(min(starts) for starts in epochs) < 6 and max(max(starts) for starts in epochs) >= 240
+
+
 @given(st.integers(0, 10), st.integers(0, 10))
 def test_training_batch(seed: int, step: int) -> None:
     ids = np.arange(30, dtype=np.uint8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -56,8 +57,11 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert pick_dtype("float32", cpu) == torch.float32
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    for has_units, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_units=has_units: {"amx_bf16": has_units})
+    for unit, here in itertools.product(("amx_bf16", "avx512_bf16"), (True, False)):
+        expected = torch.bfloat16 if here else torch.float32
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda found=(unit, here): {"avx2": True, found[0]: found[1]}
+        )
         assert pick_dtype("auto", cpu) == expected
         assert pick_dtype("float32", cpu) == torch.float32
         assert pick_dtype("auto", torch.device("mps")) == torch.float32

@@ -42,17 +42,17 @@ def test_evaluate_is_the_mean_over_every_window(model: GPT, n: int) -> None:
 
 
 def test_windows_fill_a_pass(model: GPT) -> None:
-    """512 characters on a processor: 64 windows of 8; then what is left, the partial window on its own."""
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 1000).astype(np.uint8)
+    """2,048 characters on a processor: 256 windows of 8; then what is left, the partial window on its own."""
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 5000).astype(np.uint8)
     found = list(character_losses(model, ids))
-    assert [targets.shape for targets, _ in found] == [(64, 8), (60, 8), (1, 7)]
+    assert [targets.shape for targets, _ in found] == [(256, 8), (256, 8), (112, 8), (1, 7)]
     assert all(nats.shape == targets.shape and nats.dtype == torch.float32 for targets, nats in found)
     assert torch.cat([targets.flatten() for targets, _ in found]).tolist() == ids[1:].tolist()
 
 
 def test_a_window_longer_than_a_pass() -> None:
-    model = random_model(GPTConfig(11, 600, 1, 2, 8))
-    assert [targets.shape for targets, _ in character_losses(model, np.arange(1201) % 11)] == [(1, 600)] * 2
+    model = random_model(GPTConfig(11, 2100, 1, 2, 8))
+    assert [targets.shape for targets, _ in character_losses(model, np.arange(4201) % 11)] == [(1, 2100)] * 2
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -105,7 +105,7 @@ def values(**changes: Any) -> dict[str, Any]:
 LIMITS: list[tuple[str, list[Any], list[Any]]] = [
     ("val_fraction", [1e-9, 0.999], [0, 1]),
     ("n_layer", [1, 1000], [0, 1001]),
-    *[(key, [1, 1_000_000], [0, 1_000_001]) for key in ("n_head", "n_embd", "block_size", "batch_size")],
+    *[(key, [1, 1_000_000], [0, 1_000_001]) for key in ("n_head", "n_embd", "block_size", "batch_size", "max_epochs")],
     ("dropout", [0, 0.999], [-0.001, 1]),
     ("seed", [0, 2**63 - 1], [-1, 2**63]),
     *[(key, [1, 1_000_000_000], [0, 1_000_000_001]) for key in ("max_iters", "eval_interval")],

@@ -23,7 +23,7 @@ from chargpt.evaluation import evaluate
 from chargpt.model import GPTConfig
 from chargpt.params import Params
 from chargpt.training import loop
-from chargpt.training.curve import Curve, Row
+from chargpt.training.curve import Curve, Row, overfitting
 from chargpt.training.loop import (
     SAVE,
     STOP,
@@ -39,6 +39,7 @@ from chargpt.training.loop import (
 )
 from chargpt.training.monitor import ALONE, Monitor, Place, Stopped, Surroundings
 from chargpt.training.run import Run
+from chargpt.training.schedule import make_schedule
 from chargpt.training.start import continued_model, new_model
 from chargpt.training.state import State
 from chargpt.training.world import World
@@ -87,7 +88,7 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
     """A rate so high that later evaluations are worse than an earlier one."""
     params = params_with(
-        tmp_path, lr=1.0, optimizer="adamw", warmup_iters=0, final_lr_fraction=1.0, max_iters=20, eval_interval=1
+        tmp_path, lr=1.0, optimizer="adamw", warmup_iters=0, final_lr_fraction=1.0, max_iters=17, eval_interval=1
     )
     model, rows = run(params)
     losses = [row.val_loss for row in rows]
@@ -199,8 +200,8 @@ class Listener(Monitor):
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def started(self, step: int) -> None:
-        self.step = step
+    def started(self, step: int, max_iters: int) -> None:
+        self.step, self.max_iters = step, max_iters
         self.events.append(("started", step))
 
     def stepped(self, losses: Sequence[Tensor]) -> None:
@@ -225,6 +226,19 @@ def test_what_a_monitor_is_told(tmp_path: Path) -> None:
     assert monitor.events == [*first, *second, *last]
     best = min(row.val_loss for row in rows)
     assert monitor.said == [f"done; the weights of the lowest validation loss, {best:.4f}, are kept"]
+
+
+def test_a_short_text_ends_a_run_early(tmp_path: Path) -> None:
+    windows = (len(TRAIN) - 1) // 8 - 1
+    params = params_with(tmp_path, max_iters=1000, eval_interval=500, max_epochs=2)
+    updates = math.ceil(2 * windows / params.batch_size)
+    monitor, rows = Listener(), []
+    train(new_model(params, 11), TRAIN, VAL, params, rows.append, monitor=monitor)
+    assert [row.step for row in rows] == [0, math.ceil(updates / 2), updates]
+    assert rows[-1].lr == 0
+    assert monitor.max_iters == updates
+    said = f"2 epochs of this text are {updates} updates, fewer than max_iters=1000; a higher max_epochs trains longer"
+    assert monitor.said[0] == said
 
 
 def test_only_the_first_process_speaks_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +282,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bytes(tmp_path: Path, optimiz
 def test_the_best_weights_are_saved_too(tmp_path: Path) -> None:
     """Stopped behind a lowest loss that is not reached again."""
     changes = {"optimizer": "adamw", "lr": 1.0, "warmup_iters": 0, "final_lr_fraction": 1.0}
-    params = params_with(tmp_path, max_iters=20, eval_interval=1, **changes)
+    params = params_with(tmp_path, max_iters=17, eval_interval=1, **changes)
     whole, rows = run(params)
     best = min(rows, key=lambda row: row.val_loss).step
     assert best < params.max_iters
@@ -349,7 +363,9 @@ def test_one_process_that_stops_stops_all(toy_params: Params, monkeypatch: pytes
 
 def task_of(params: Params, place: Place = ALONE, dtype: torch.dtype = torch.float32) -> tuple[Run, Task]:
     model = new_model(params, 11).train()
-    return Run(model, params, dtype), Task(model, TRAIN, VAL, params, World(torch.device("cpu"), place), dtype)
+    schedule = make_schedule(params, len(TRAIN))
+    world = World(torch.device("cpu"), place)
+    return Run(model, params, dtype), Task(model, TRAIN, VAL, params, world, dtype, schedule)
 
 
 def test_an_update_moves_the_weights_against_their_gradient(tmp_path: Path) -> None:
@@ -413,13 +429,13 @@ def test_dropout_follows_from_seed_step_and_process(tmp_path: Path) -> None:
 
 def test_when_to_evaluate(tmp_path: Path) -> None:
     params = params_with(tmp_path, max_iters=10, eval_interval=4)
-    run, _ = task_of(params)
+    run, task = task_of(params)
     due = []
     for run.step in range(11):
-        if evaluation_is_due(run, params):
+        if evaluation_is_due(run, task.schedule):
             due.append(run.step)
             run.rows.append(Row(run.step, 1.0, 1.0, 0.1))
-            assert not evaluation_is_due(run, params), "not twice"
+            assert not evaluation_is_due(run, task.schedule), "not twice"
     assert due == [0, 4, 8, 10]
 
 
@@ -570,3 +586,20 @@ def test_the_curve_can_be_read_while_it_grows(tmp_path: Path) -> None:
 def test_row_prints_as_tsv() -> None:
     assert str(Row(5, 1.5, 2.25, 1e-3)) == "5\t1.500000\t2.250000\t0.001\n"
     assert str(Row(10, 1 / 3, 200, 1e-5 / 3)) == "10\t0.333333\t200.000000\t3.3333333e-06\n"
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.5)], ""),
+        ([(4.0, 4.0), (1.2, 1.5), (1.0, 1.509)], "the training loss is 0.51 below the validation loss; try fewer"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.1, 1.509)], "the training loss is 0.41 below the validation loss; try fewer"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.11, 1.509)], ""),
+        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.6105)], "rose from 1.6000 at step 100 to 1.6105; try -S max_iters=100, a"),
+        ([(4.0, 4.0), (2.5, 4.5), (0.3, 6.5)], "rose from 4.0000 at step 0 to 6.5000; try -S max_iters=50, a"),
+        ([(4.0, 4.0)], ""),
+    ],
+)
+def test_overfitting_is_told(losses: list[tuple[float, float]], said: str) -> None:
+    told = overfitting([Row(100 * i, train, val, 0.1) for i, (train, val) in enumerate(losses)])
+    assert (said in told and told.startswith("the model overfits: ")) if said else not told

@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 
 from chargpt.errors import ChargptError
-
-SAVE_EVERY_S = 15.0
+from chargpt.training.monitor import SAVE_EVERY_S
 
 
 def state_root() -> Path:

@@ -25,7 +25,7 @@ class Progress(Monitor):
 
     def __init__(self, params: Params, stops: Stops) -> None:
         self.stops = stops
-        self.max_iters = params.max_iters
+        self.max_iters = 0
         self.batch = params.batch_size * params.block_size
         self.live = sys.stderr.isatty()
         self.bar: tqdm[None] | None = None
@@ -48,7 +48,8 @@ class Progress(Monitor):
         with suppress(OSError):  # the terminal or the pipe may be closed
             tqdm.write(f"train: {text}", file=sys.stderr)
 
-    def started(self, step: int) -> None:
+    def started(self, step: int, max_iters: int) -> None:
+        self.max_iters = max_iters
         total, done = self.max_iters * self.batch, step * self.batch
         self.bar = tqdm(total=total, initial=done, unit="char", unit_scale=True, disable=not self.live, leave=False)
         self.began = time.monotonic()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TextIO
+
+# nats per character: a rise of the validation loss, and a distance to the training loss, that count as overfitting
+RISE, GAP = 0.01, 0.4
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,27 @@ class Row:
 
     def __str__(self) -> str:
         return f"{self.step}\t{self.train_loss:.6f}\t{self.val_loss:.6f}\t{self.lr:.8g}\n"
+
+
+def overfitting(rows: Sequence[Row]) -> str:
+    """What the curve of a finished run says about overfitting, and what to change; empty if it says nothing.
+
+    rows: one or more, in the order of their steps.
+    """
+    last, best = rows[-1], min(rows, key=lambda row: row.val_loss)
+    gap = last.val_loss - last.train_loss
+    if last.val_loss > best.val_loss + RISE:
+        return (
+            f"the model overfits: the validation loss rose from {best.val_loss:.4f} at step {best.step} to"
+            f" {last.val_loss:.4f}; try -S max_iters={max(best.step, rows[1].step // 2)},"
+            " a higher weight_decay or dropout"
+        )
+    if gap > GAP:
+        return (
+            f"the model overfits: at the end, the training loss is {gap:.2f} below the validation loss;"
+            " try fewer max_iters, a higher weight_decay or dropout"
+        )
+    return ""
 
 
 class Curve:

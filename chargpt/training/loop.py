@@ -17,10 +17,10 @@ from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
 from chargpt.model import GPT
-from chargpt.training.curve import Row
+from chargpt.training.curve import Row, overfitting
 from chargpt.training.monitor import Monitor, Stopped
 from chargpt.training.run import Run
-from chargpt.training.schedule import rate_factor
+from chargpt.training.schedule import Schedule, make_schedule
 from chargpt.training.state import State
 from chargpt.training.world import World
 
@@ -43,6 +43,7 @@ class Task:
     params: Params
     world: World
     dtype: torch.dtype
+    schedule: Schedule
 
 
 def train(
@@ -56,12 +57,13 @@ def train(
     world: World | None = None,
     monitor: Monitor | None = None,
 ) -> GPT:
-    """Train with `max_iters` updates, and return the model with the weights of its lowest validation loss.
+    """Train with `max_iters` updates or for `max_epochs` epochs, whichever ends first.
 
-    train_ids, val_ids: 1-D unsigned. on_row: called with each point of the training curve: before the first update,
-    every eval_interval updates and after the last update. A continued run first calls it with the earlier points.
-    state: where to save, and to continue from. world: the processes that train together. monitor: watches the run and
-    may stop it. The same arguments on the same machine give the same bytes, whether the run was interrupted or not.
+    Returns the model with the weights of its lowest validation loss. train_ids, val_ids: 1-D unsigned. on_row: called
+    with each point of the training curve: before the first update, every eval_interval updates and after the last
+    update. A continued run first calls it with the earlier points. state: where to save, and to continue from. world:
+    the processes that train together. monitor: watches the run and may stop it. The same arguments on the same machine
+    give the same bytes, whether the run was interrupted or not.
     Raises ChargptError if the text is too short for block_size, if the processes cannot share the batch evenly, or if
     a loss is not finite. Raises Stopped, after saving the state, if the monitor stops the run.
     """
@@ -72,26 +74,32 @@ def train(
     saved = state.load() if state else None
     if saved:
         run.restore(*saved, world.rank)
-    task = Task(wrap(model, params, world), train_ids, val_ids, params, world, dtype)
+    schedule = make_schedule(params, len(train_ids))
+    task = Task(wrap(model, params, world), train_ids, val_ids, params, world, dtype, schedule)
     monitor = monitor or Monitor()
     teller, on_row = (monitor, on_row) if world.rank == 0 else (Monitor(), lambda row: None)  # only one process reports
     for row in run.rows:
         on_row(row)
     with monitor:
-        teller.started(run.step)
+        teller.started(run.step, schedule.max_iters)
+        if schedule.max_iters < params.max_iters:
+            updates = f"{params.max_epochs} epochs of this text are {schedule.max_iters} updates"
+            teller.say(f"{updates}, fewer than max_iters={params.max_iters}; a higher max_epochs trains longer")
         if saved:
             teller.say(f"continuing at step {run.step}")
         while True:
-            if evaluation_is_due(run, params):
+            if evaluation_is_due(run, schedule):
                 row = add_row(run, task)
                 on_row(row)
                 teller.evaluated(row)
             save_or_stop(run, world, state, monitor, teller)
-            if run.step == params.max_iters:
+            if run.step == schedule.max_iters:
                 break
             update(run, task)
             teller.stepped(run.losses)
         teller.say(f"done; the weights of the lowest validation loss, {run.best_loss:.4f}, are kept")
+        if hint := overfitting(run.rows):
+            teller.say(hint)
     model.load_state_dict(run.best)
     return model.eval()
 
@@ -105,7 +113,7 @@ def update(run: Run, task: Task) -> None:
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), task.params.grad_clip)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = task.params.lr * rate_factor(run.step, task.params)
+            group["lr"] = task.params.lr * task.schedule.rate_factor(run.step)
         optimizer.step()
         optimizer.zero_grad()
     run.step += 1
@@ -120,26 +128,22 @@ def batch_loss(step: int, task: Task) -> Tensor:
     idx, targets = idx[mine].to(world.device), targets[mine].to(world.device)
     if params.dropout:
         seed = (params.seed * 1_000_003 + step) * world.size + world.rank
-        torch.manual_seed(seed % 2**63)  # torch takes no larger seed
+        torch.manual_seed(seed % 2**63)
     with torch.autocast(world.device.type, task.dtype, enabled=task.dtype != torch.float32):
         logits = task.net(idx)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def evaluation_is_due(run: Run, params: Params) -> bool:
-    """Whether to evaluate: before the first update, every eval_interval updates and after the last update.
-
-    A run that continues at such a step does not evaluate again.
-    """
-    on_schedule = run.step % params.eval_interval == 0 or run.step == params.max_iters
-    return on_schedule and (not run.rows or run.rows[-1].step < run.step)
+def evaluation_is_due(run: Run, schedule: Schedule) -> bool:
+    """Whether to evaluate now. A run that continues at such a step does not evaluate again."""
+    return schedule.evaluates(run.step) and (not run.rows or run.rows[-1].step < run.step)
 
 
 def add_row(run: Run, task: Task) -> Row:
     """Evaluate the model, add a row to the curve and return it. Raises ChargptError if a loss is not finite."""
     losses = run.losses or [batch_loss(run.step, task).detach()]  # before the first update: the loss of its batch
     train_loss = task.world.mean(torch.stack(losses).mean()).item()
-    lr = task.params.lr * rate_factor(run.step, task.params)
+    lr = task.params.lr * task.schedule.rate_factor(run.step)
     row = Row(run.step, train_loss, evaluate(run.model, task.val_ids), lr)
     check_finite(row, task.params)
     run.rows.append(row)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from chargpt.training.curve import Row
 
 
+SAVE_EVERY_S = 15.0  # seconds between two saves of the state
+
+
 @dataclass(frozen=True)
 class Place:
     """Which of the `size` processes of a training this process is.
@@ -51,8 +54,8 @@ class Monitor:
     def say(self, text: str) -> None:
         """Show one line of text to the user."""
 
-    def started(self, step: int) -> None:
-        """Updates begin. step: number of the next update; 0, or more if a saved run continues."""
+    def started(self, step: int, max_iters: int) -> None:
+        """Updates begin. step: number of the next update; 0, or more if a saved run continues. max_iters: their end."""
 
     def stepped(self, losses: Sequence[Tensor]) -> None:
         """An update was made. losses: scalars of all updates since the last evaluation, still on the device."""
@@ -77,7 +80,7 @@ class Surroundings:
 
     monitor: Monitor = field(default_factory=Monitor)
     state_root: Path | None = None
-    save_every_s: float = 15.0
+    save_every_s: float = SAVE_EVERY_S
     fresh: bool = False
     runs_here: int = 1
     place: Place = ALONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,30 +57,57 @@ class Muon(torch.optim.Optimizer):
                     buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(buffer, group["momentum"]))  # Nesterov
-                step = -group["lr"] * 0.2 * math.sqrt(max(_pieces(shape)[1:]))
-                pieces = torch.stack(updates).view(-1, *_pieces(shape)[1:]).to(self.dtype)
+                step = -group["lr"] * 0.2 * math.sqrt(max(_piece(shape)))
+                pieces = torch.stack(updates).view(-1, *_piece(shape)).to(self.dtype)
                 orthogonal = orthogonalize(pieces).to(torch.float32).view(-1, *shape)
                 for p, update in zip(ps, orthogonal, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=step)
 
 
-def _pieces(shape: torch.Size) -> tuple[int, int, int]:
-    """The matrices in a parameter, (n, rows, columns): three (queries, keys, values) if it is (3C, C), else one."""
+def _piece(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns of each matrix in a parameter, which holds three (queries, keys, values) if it is (3C, C)."""
     rows, columns = shape
-    return (3, rows // 3, columns) if rows == 3 * columns else (1, rows, columns)
+    return (columns, columns) if rows == 3 * columns else (rows, columns)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Approximate U V^T for each matrix U S V^T of a batch (n, rows, columns), by Newton-Schulz iteration."""
+    """Approximate U V^T for each matrix U S V^T of a batch (n, rows, columns), by Newton-Schulz iteration.
+
+    The iteration starts from singular values of at most 1. The root of the norm of X X^T bounds them more closely than
+    the norm of X, so that they end nearer to 1.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
     X = matrices.mT if tall else matrices
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(STEPS):
-        A = X @ X.mT
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        X = torch.baddbmm(X, B, X, beta=a)
+    A = X @ X.mT
+    bound = A.norm(dim=(-2, -1), keepdim=True) + 1e-7
+    X, A = X / bound.sqrt(), A / bound
+    if X.size(-1) >= 2 * X.size(-2) and X.dtype == torch.float32:
+        X = _product_of_polynomials(A) @ X
+    else:
+        for step in range(STEPS):
+            if step:
+                A = X @ X.mT
+            B = torch.baddbmm(A, A, A, beta=b, alpha=c)
+            X = torch.baddbmm(X, B, X, beta=a)
     return X.mT if tall else X
+
+
+def _product_of_polynomials(A: Tensor) -> Tensor:
+    """The matrix by which Newton-Schulz iteration multiplies X in total, from A = X X^T alone.
+
+    Each iteration multiplies X by P = a + b A + c A^2, and so makes P A P of A. For a wide X, this takes half the work.
+    It needs float32: rounding in bfloat16 makes small eigenvalues of A negative, and these grow.
+    """
+    a, b, c = NEWTON_SCHULZ
+    factors: list[Tensor] = []
+    for step in range(STEPS):
+        if step:
+            A = factors[-1] @ A @ factors[-1]
+        factors.append(torch.baddbmm(A, A, A, beta=b, alpha=c))
+        factors[-1].diagonal(dim1=-2, dim2=-1).add_(a)
+    return reduce(torch.matmul, reversed(factors))
 
 
 def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> list[torch.optim.Optimizer]:

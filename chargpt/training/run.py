@@ -13,10 +13,10 @@ from torch import Tensor
 from chargpt.model import GPT
 from chargpt.training.curve import Row
 from chargpt.training.optimizers import make_optimizers
-from chargpt.training.world import World
 
 if TYPE_CHECKING:
     from chargpt.params import Params
+    from chargpt.training.world import World
 
 
 class Run:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from chargpt.errors import ChargptError
 from chargpt.tensors import open_tensors, tensor_hash, write_tensors
+from chargpt.training.monitor import SAVE_EVERY_S
 
 LOCK_WAIT_S = 60.0  # a trainer whose DVC died needs a step or an evaluation to notice, and then saves
 ABANDONED_AFTER_S = 14 * 86400.0  # a state unused for two weeks is removed
@@ -39,7 +40,7 @@ class State:
         root: Path,
         inputs: Mapping[str, str],
         *,
-        save_every_s: float = 15.0,
+        save_every_s: float = SAVE_EVERY_S,
         fresh: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
