@@ -21,6 +21,7 @@ from chargpt.tensors import read_arrays, write_arrays
 from chargpt.vocab import Vocab, code_points
 
 CHUNK_BYTES = 1 << 18  # a piece of this size fits the processor's cache, so the table look-up is fast
+SHUFFLED = 1 << 16  # windows that are shuffled at once
 Ids = NDArray[np.unsignedinteger]
 
 
@@ -111,29 +112,33 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
     return train, val
 
 
-def windows_per_epoch(characters: int, block_size: int) -> int:
-    """How many windows an epoch reads: one less than the text has room for, so that their offset can vary."""
-    return max(1, (characters - 1) // block_size - 1)
+def epoch_parts(characters: int, block_size: int) -> tuple[int, int]:
+    """The parts of an epoch, and the windows of each part, for a text of so many characters.
+
+    An epoch has one window less than there is room for, so that its offset can vary. Only one part at a time is
+    shuffled, so that memory does not grow with the text.
+    """
+    windows = max(1, (characters - 1) // block_size - 1)
+    parts = math.ceil(windows / SHUFFLED)
+    return parts, windows // parts
 
 
 def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The windows of one update. Together, the updates read the text epoch by epoch, each window once an epoch.
 
-    Each epoch divides the text at another offset and visits its windows in another order. A batch depends on the seed
-    and the step only, not on earlier draws. ids: (N,) unsigned, N > block_size. step: number of the update, from 0.
+    Each epoch divides the text at another offset and visits its windows in another random order. A batch depends on the
+    seed and the step only, not on earlier draws. ids: (N,) unsigned, N > block_size. step: update number, from 0.
     Returns the inputs and the character that follows each of them, both (batch_size, block_size) int64.
     """
-    windows = windows_per_epoch(len(ids), block_size)
-    epochs, positions = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), windows)
+    parts, size = epoch_parts(len(ids), block_size)
+    draws = np.arange(step * batch_size, (step + 1) * batch_size)
     starts = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        rng = np.random.default_rng((seed, epoch))
-        offset = rng.integers(0, len(ids) - windows * block_size)
-        first, stride = rng.integers(windows, size=2)
-        while math.gcd(stride, windows) != 1:  # only such a stride visits every window
-            stride += 1
-        now = epochs == epoch
-        starts[now] = offset + (first + stride * positions[now]) % windows * block_size
+    for part in np.unique(draws // size):  # counted through all epochs
+        epoch, first = divmod(int(part), parts)
+        offset = np.random.default_rng((seed, epoch)).integers(0, len(ids) - parts * size * block_size)
+        order = np.random.default_rng((seed, epoch, first)).permutation(size)
+        now = draws // size == part
+        starts[now] = offset + (first + parts * order[draws[now] % size]) * block_size
     batch = torch.from_numpy(ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
     return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 

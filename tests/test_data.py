@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from chargpt import data
 from chargpt.data import (
+    epoch_parts,
     evaluation_batches,
     read_text,
     read_tokens,
@@ -175,18 +176,29 @@ def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: in
     assert inputs == list(range(n - 1))
 
 
-@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 7), st.integers(0, 5), st.integers(0, 3))
-def test_each_epoch_reads_each_window_once(n: int, block_size: int, batch_size: int, seed: int, epoch: int) -> None:
+@given(
+    st.integers(2, 60), st.integers(1, 9), st.integers(1, 7), st.integers(0, 5), st.integers(0, 3), st.integers(3, 99)
+)
+def test_each_epoch_reads_each_window_once(
+    n: int, block_size: int, batch_size: int, seed: int, epoch: int, shuffled: int
+) -> None:
+    """Also if an epoch has parts, each of which is spread over the whole text."""
     ids = np.arange(max(n, block_size + 1), dtype=np.uint8)
-    windows = max(1, (len(ids) - 1) // block_size - 1)
-    first = epoch * windows // batch_size
-    draws = [
-        training_batch(ids, block_size, batch_size, seed, step)[0][:, 0] for step in range(first, first + windows + 1)
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SHUFFLED", shuffled)
+        parts, size = epoch_parts(len(ids), block_size)
+        windows = parts * size
+        room = max(1, (len(ids) - 1) // block_size - 1)
+        assert room - parts < windows <= room and size <= shuffled
+        first = epoch * windows // batch_size
+        steps = range(first, first + windows + 1)
+        draws = [training_batch(ids, block_size, batch_size, seed, step)[0][:, 0] for step in steps]
     starts = torch.cat(draws)[epoch * windows - first * batch_size :][:windows].tolist()
     assert len({start % block_size for start in starts}) == 1
     assert len(set(starts)) == windows
     assert min(starts) >= 0 and max(starts) <= len(ids) - block_size - 1
+    order = [(start - min(starts)) // block_size for start in starts]
+    assert [window % parts for window in order] == [part for part in range(parts) for _ in range(size)]
 
 
 def test_epochs_differ_in_offset_and_order() -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chargpt.data import windows_per_epoch
+from chargpt.data import epoch_parts
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -41,7 +41,7 @@ def make_schedule(params: Params, characters: int) -> Schedule:
 
     characters: to train on. A shorter schedule has all its numbers of updates in proportion.
     """
-    windows = windows_per_epoch(characters, params.block_size)
+    windows = math.prod(epoch_parts(characters, params.block_size))
     updates = min(params.max_iters, math.ceil(params.max_epochs * windows / params.batch_size))
     return Schedule(
         updates,
