@@ -24,7 +24,7 @@ from typing import Any
 
 TARGET = 1.898  # nats per character: where the baseline ends
 QUICK = {"n_head": 2, "weight_decay": 0.1, "lr": 0.02, "block_size": 64, "batch_size": 32, "warmup_iters": 20}
-QUICK |= {"max_iters": 200, "eval_interval": 200}
+QUICK |= {"max_iters": 210, "eval_interval": 210}
 LONG = {"max_iters": 700, "eval_interval": 700}
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 STEPS = 2000
