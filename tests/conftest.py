@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,15 @@ def write_params(path: Path, **changes: Any) -> Path:
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(values, file)
     return path
+
+
+def set_value(path: Path, **values: Any) -> None:
+    """Give keys of a params.yaml other values, each in its line and whatever it was before."""
+    text = path.read_text(encoding="utf-8")
+    for key, value in values.items():
+        text, found = re.subn(rf"(?m)^{key}: \S+", f"{key}: {value}", text)
+        assert found == 1, key
+    path.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from chargpt.checkpoint import load_model
-from tests.conftest import TEXT, write_params
+from tests.conftest import TEXT, set_value, write_params
 from tests.pipeline import ROOT
 
 pytestmark = pytest.mark.system
@@ -100,7 +100,7 @@ def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path)
 
 def test_an_uneven_batch_is_refused(prepared: Path) -> None:
     text = (prepared / "params.yaml").read_text()
-    (prepared / "params.yaml").write_text(text.replace("batch_size: 4", "batch_size: 5"))
+    set_value(prepared / "params.yaml", batch_size=5)
     status, errors = finish(start(prepared, TWO))
     (prepared / "params.yaml").write_text(text)
     assert status != 0
@@ -111,7 +111,7 @@ def test_an_uneven_batch_is_refused(prepared: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single: list[list[float]]) -> None:
     text = (prepared / "params.yaml").read_text()
-    (prepared / "params.yaml").write_text(text.replace("max_iters: 60", "max_iters: 1000"))
+    set_value(prepared / "params.yaml", max_iters=1000)
     status, errors = finish(start(prepared, TWO))
     assert status == 0, errors
     outputs = ("artifacts/model.safetensors", "metrics/curves.tsv")

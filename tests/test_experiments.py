@@ -13,7 +13,7 @@ import pytest
 
 from chargpt.app.params_file import load_params
 from chargpt.checkpoint import read_metadata
-from tests.conftest import SIGNED, Run, undo
+from tests.conftest import SIGNED, Run, set_value, undo
 from tests.documents import blocks
 
 pytestmark = pytest.mark.system
@@ -105,7 +105,7 @@ def test_between_clones(repo: Path, run: Run, inside: In, tmp_path: Path) -> Non
     # the colleague types the same value: the remote's run cache has the result
     shutil.rmtree(other / ".dvc/cache")
     text = (other / "params.yaml").read_text()
-    (other / "params.yaml").write_text(text.replace("lr: 0.02", "lr: 0.004"))
+    set_value(other / "params.yaml", lr=0.004)
     assert "train" not in ran(inside(other, "dvc", "repro", "--pull"))
     assert read_metadata(other / "artifacts/model.safetensors")["params"]["lr"] == 0.004
     # and going back costs nothing either
@@ -123,7 +123,7 @@ def exp_ref(run: Run, name: str) -> str:
 def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run) -> None:
     params = repo / "params.yaml"
     text, model = params.read_text(), (repo / "artifacts/model.safetensors").read_bytes()
-    params.write_text(text.replace("lr: 0.02", "lr: 0.005"))
+    set_value(params, lr=0.005)
     assert ran(run("dvc", "repro")) == ["train", "evaluate", "sample", "export"]
     params.write_text(text)
     assert ran(run("dvc", "repro")) == []

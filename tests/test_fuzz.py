@@ -459,14 +459,14 @@ YAMLS = {
     "merge-bomb": (lambda: bomb("{{<<: [{}], k: 1}}", "a0: &a0 {j: 1}"), ANCHOR),
     "anchor-on-itself": (lambda: lines("a: &a [*a]"), ANCHOR),
     "anchor-on-a-number": (
-        lambda: PARAMS.replace("lr: 0.02", "lr: &a 0.02").replace("grad_clip: 1.0", "grad_clip: *a").encode(),
+        lambda: PARAMS.replace("\nlr: ", "\nlr: &a ").replace("grad_clip: 1.0", "grad_clip: *a").encode(),
         "",
     ),
     "anchor-twice": (
         lambda: PARAMS.replace("beta1: 0.9", "beta1: &a 0.9").replace("beta2: 0.95", "beta2: &a 0.95").encode(),
         no_yaml("second occurrence"),
     ),
-    "yaml-1.1": (lambda: b"%YAML 1.1\n---\n" + PARAMS.replace("lr: 0.02", "lr: 2e-2").encode(), ""),
+    "yaml-1.1": (lambda: b"%YAML 1.1\n---\n" + re.sub(r"\nlr: \S+", "\nlr: 2e-2", PARAMS).encode(), ""),
     "key-half-a-character": (lambda: lines('"\\ud800": 1'), no_yaml("found invalid Unicode character escape code")),
     "key-of-4800-digits": (lambda: lines("? 0x" + "f" * 4000, ": 1"), unknown("'a number too long to show'")),
     "key-of-500-letters": (lambda: lines("k" * 500 + ": 1"), unknown(r"'k{27}\.\.\.k{28}'")),

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 import stages.__main__ as runner
 from chargpt.app.params_file import load_params
 from chargpt.checkpoint import load_model, read_metadata
-from tests.conftest import TEXT, Run, undo, write_params
+from tests.conftest import TEXT, Run, set_value, undo, write_params
 from tests.pipeline import ROOT
 
 OUTPUTS = [
@@ -107,8 +107,7 @@ def test_experiments_metrics_and_plots(repo: Path, run: Run) -> None:
 
 def test_sampling_params_do_not_retrain(repo: Path, run: Run) -> None:
     params = repo / "params.yaml"
-    text = params.read_text()
-    params.write_text(text.replace("temperature: 0.8", "temperature: 0.5"))
+    set_value(params, temperature=0.5)
     done = run("dvc", "repro")
     assert [line for line in done.stdout.splitlines() if line.startswith("Running")] == ["Running stage 'sample':"]
     undo(run)

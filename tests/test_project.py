@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SIGNED, Run, undo
+from tests.conftest import SIGNED, Run, set_value, undo
 
 pytestmark = pytest.mark.system
 
@@ -35,7 +35,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_check_is_content_and_says_what_is_next(repo: Path, run: Run) -> None:
     assert run("chargpt", "check").stdout == "all in order; up to date\n"
-    (repo / "params.yaml").write_text((repo / "params.yaml").read_text().replace("lr: 0.02", "lr: 0.01"))
+    set_value(repo / "params.yaml", lr=0.01)
     assert run("chargpt", "check").stdout == "all in order; next: dvc repro (changed: train)\n"
     undo(run)
 
@@ -73,15 +73,15 @@ def test_check_names_every_problem(repo: Path, run: Run, environment: dict[str, 
     params.write_text(params.read_text() + "learning_rate: 1\n")
     assert "unknown key learning_rate" in check()
     undo(run)
-    params.write_text(params.read_text().replace("device: cpu", "device: cuda:7"))
+    set_value(params, device="cuda:7")
     assert "device cuda:7 is not available here" in check()
     undo(run)
-    params.write_text(params.read_text().replace("data/mine.txt", "data/nope.txt").replace("data/legacy", "data/old"))
+    set_value(params, corpus="data/nope.txt", legacy_dir="data/old")
     said = check()
     assert "corpus is 'data/nope.txt', and there is no such file" in said
     assert "legacy_dir is 'data/old', and there is no such directory" in said
     undo(run)
-    params.write_text(params.read_text().replace("data/mine.txt", f"{repo}/data/../data/input.txt"))
+    set_value(params, corpus=f"{repo}/data/../data/input.txt")
     assert "no such file" not in check(GIT_AUTHOR_NAME=None)  # that one will be downloaded
     undo(run)
     shallow = tmp_path / "shallow"
@@ -98,7 +98,8 @@ def test_check_names_every_problem(repo: Path, run: Run, environment: dict[str, 
 def test_check_tells_each_problem_on_a_line_of_its_own(repo: Path, run: Run) -> None:
     """Several of params.yaml, and none more for a file whose name holds a line break."""
     params = repo / "params.yaml"
-    params.write_text(params.read_text().replace("lr: 0.02", "lr: high").replace("seed: ", "sede: "))
+    set_value(params, lr="high")
+    params.write_text(params.read_text().replace("seed: ", "sede: "))
     odd = repo / "chargpt/a\x1b[31m\nproblem: b.py"
     odd.touch()
     said = error(run("chargpt", "check", check=False)).splitlines()
@@ -183,7 +184,7 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run) -> None
     assert "uncommitted changes in notes.txt" in refused("v1.0.0")
     (repo / "notes.txt").unlink()
     params = repo / "params.yaml"
-    params.write_text(params.read_text().replace("lr: 0.02", "lr: 0.01"))
+    set_value(params, lr=0.01)
     run("git", "commit", "-q", "-a", "-m", "edited without a run")
     assert "dvc.lock does not match" in refused("v1.0.0")
     run("git", "reset", "-q", "--hard", "HEAD~1")
