@@ -11,6 +11,7 @@ named, and with finding it. A longer validation text adds its own time, given as
 from __future__ import annotations
 
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -51,8 +52,9 @@ def parse(folder: Path) -> None:
 
 def migrate(folder: Path, dialect: str = "gelu-head") -> None:
     """What `chargpt migrate --dialect gelu-head` does."""
-    from chargpt.data import read_tokens, scan_text, write_tokens
+    from chargpt.data import read_tokens, write_tokens
     from chargpt.legacy import migration
+    from chargpt.text import scan_text
 
     vocab, length = scan_text(folder / "text.txt")
     write_tokens(folder / "tokens", folder / "text.txt", vocab, length, 0.1)
@@ -62,9 +64,10 @@ def migrate(folder: Path, dialect: str = "gelu-head") -> None:
 
 def migrate_auto(folder: Path) -> None:
     """What `chargpt migrate` does."""
-    from chargpt.legacy import migration
+    from chargpt.legacy import dialect, migration
 
-    # random weights have no right dialect: all four are scored as ever, then any is taken
+    # random weights have no right dialect: all four are compared as at first, then any is taken
+    dialect.CLEAR = -math.inf
     migration.choose_dialect = lambda *_: "gelu-head"
     migrate(folder, "auto")
 

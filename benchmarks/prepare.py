@@ -21,7 +21,8 @@ RUNS = 5
 
 def ours(corpus: Path) -> None:
     """What the prepare stage does: vocabulary, then token ids to a file."""
-    from chargpt.data import scan_text, write_tokens
+    from chargpt.data import write_tokens
+    from chargpt.text import scan_text
 
     vocab, length = scan_text(corpus)
     write_tokens(corpus.with_suffix(".safetensors"), corpus, vocab, length, 0.1)

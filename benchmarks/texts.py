@@ -39,7 +39,8 @@ def growth_bits(compress: Any, train: bytes, val: bytes, characters: int) -> flo
 
 def main() -> None:
     from chargpt.app.params_file import load_params
-    from chargpt.data import read_tokens, scan_text, write_tokens
+    from chargpt.data import read_tokens, write_tokens
+    from chargpt.text import scan_text
     from chargpt.training.loop import train
     from chargpt.training.monitor import Monitor
     from chargpt.training.start import new_model

@@ -2,7 +2,15 @@
 
 
 class ChargptError(ValueError):
-    """Something that chargpt was given is wrong. The message names the file, line or key and says what to do."""
+    """Something that chargpt was given is wrong. The message names the file, line or key and says what to do.
+
+    Several problems are several arguments, a line each. One that starts with a space belongs to the line before.
+    """
+
+    args: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 def escape(value: object, length: int = 200) -> str:

@@ -91,7 +91,7 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        raise ChargptError("\nerror: ".join(_problems(source, error))) from None
+        raise ChargptError(*_problems(source, error)) from None
     if params.n_embd % params.n_head:
         raise ChargptError(
             f"{source}: n_embd={params.n_embd} is not a multiple of n_head={params.n_head};"

@@ -6,6 +6,7 @@ of memory is reported in one line from the first import on.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +17,27 @@ from chargpt.errors import ChargptError
 if TYPE_CHECKING:
     from chargpt.params import Params
 
+LAST = "export"  # the stage that DVC runs last
+
 
 def main() -> None:
     """Run the stage that the first argument names."""
     with one_line_errors():
         from chargpt.app.git import refuse_untracked_code
         from chargpt.app.params_file import load_params
+        from chargpt.app.signals import remember_dvc
 
+        remember_dvc()
         names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
         if len(sys.argv) != 2 or sys.argv[1] not in names:
             raise ChargptError(f"type: python -m stages NAME, with one of {', '.join(names)}")
         refuse_untracked_code()
-        run(sys.argv[1], load_params())
+        params = load_params()
+        if sys.argv[1] in ("prepare", "train"):
+            from chargpt.app.check import require_prompt  # loads numpy
+
+            require_prompt(params)  # otherwise `sample` would find out, after the training
+        run(sys.argv[1], params)
 
 
 def run(name: str, params: Params) -> None:
@@ -40,6 +50,11 @@ def run(name: str, params: Params) -> None:
         import_undisturbed("stages.download").main(params, cache_folder())
     else:
         import_undisturbed(f"stages.{name}").main(params)
+    if name == LAST and "DVC_ROOT" in os.environ:
+        from chargpt.app.lock import note
+
+        if line := note():
+            print(f"note: {line}", file=sys.stderr)
 
 
 def train(params: Params) -> None:

@@ -15,29 +15,31 @@ from chargpt.vocab import Vocab
 if TYPE_CHECKING:
     from chargpt.params import Params
 
-OUTPUT, METRICS = "artifacts/migrated.safetensors", "metrics/migrate.json"
+OUTPUT, RECORD = "artifacts/migrated.safetensors", "metrics/migrate.json"
 
 
 def main(params: Params) -> None:
-    """Migrate the weights in legacy_dir.
+    """Migrate the weights in legacy_dir, and write down what was found.
 
-    If they do not fit the corpus and training starts from scratch, write an empty model file and empty metrics.
+    If they do not fit the corpus and training starts from scratch, write an empty model file and an empty record.
     """
     vocab = Vocab.load("artifacts/vocab.json")
-    _, val_ids = read_tokens("data/tokens.safetensors", vocab)
+    train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
     refuse_link(weights)
     config_path = config if config.exists() or config.is_symlink() else None
     try:
-        migration = migrate(weights, OUTPUT, vocab, val_ids, config_path=config_path, dialect=params.dialect)
+        migration = migrate(
+            weights, OUTPUT, vocab, val_ids, train_ids=train_ids, config_path=config_path, dialect=params.dialect
+        )
     except DoesNotFitCorpus as error:
         if params.init == "migrated":
             raise
         print(f"migrate: skipped; init is scratch and needs no legacy model ({error})", file=sys.stderr)
         write_text(OUTPUT, "")
-        write_json(METRICS, {})
+        write_json(RECORD, {})
         return
-    write_json(METRICS, migration.metrics())
+    write_json(RECORD, migration.record())
     print(migration.report(), file=sys.stderr)
 
 

@@ -40,13 +40,14 @@ from chargpt import data as texts
 from chargpt.app.params_edit import legacy_settings
 from chargpt.app.params_file import load_params
 from chargpt.checkpoint import load_model, read_metadata, save_model
-from chargpt.data import read_text, read_tokens, scan_text, write_tokens
+from chargpt.data import read_tokens, write_tokens
 from chargpt.errors import ChargptError
 from chargpt.legacy import values
 from chargpt.legacy.dialect import build_model
 from chargpt.legacy.directory import expected_shapes, read_legacy
 from chargpt.model import GPT, GPTConfig
 from chargpt.sampling import generate
+from chargpt.text import read_text, scan_text
 from chargpt.vocab import Vocab
 from tests.legacy_reference import write_legacy
 from tests.pipeline import ROOT

@@ -11,25 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from chargpt import data
+from chargpt import data, text
 from chargpt.data import (
     epoch_parts,
     evaluation_batches,
-    read_text,
     read_tokens,
-    scan_text,
     split_sizes,
     training_batch,
     write_tokens,
 )
 from chargpt.errors import ChargptError
+from chargpt.text import read_text, scan_text
 from chargpt.vocab import Vocab
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every multi-byte character and CRLF falls across pieces somewhere."""
-    monkeypatch.setattr(data, "CHUNK_BYTES", 3)
+    monkeypatch.setattr(text, "CHUNK_BYTES", 3)
 
 
 def corpus(tmp_path: Path, content: str | bytes) -> Path:

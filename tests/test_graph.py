@@ -199,7 +199,7 @@ def test_a_clone_without_tags_gives_the_same_page(repo: Path, run: Run, tmp_path
     assert done.stdout == "wrote other.html; no earlier version to compare with\n"
     for arguments, message in {
         ("--output", "metrics/report.html"): "belongs to the evaluate stage; give another path with --output",
-        ("--output", "params.yaml"): "params.yaml: not an .html file of its own; give another path with --output",
+        ("--output", "params.yaml"): "is the project's params.yaml and would replace it; give another path",
         ("--against", "nope"): "unknown Git revision 'nope'",
     }.items():
         done = run("chargpt", "report", *arguments, check=False)

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
+from chargpt.legacy import dialect as dialects
 from chargpt.legacy import directory, values
-from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, build_model, choose_dialect, frequency_loss
+from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
 from chargpt.legacy.directory import LegacyWeights, read_legacy
 from chargpt.legacy.migration import migrate
+from chargpt.model import GPT, GPTConfig
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
 from tests.legacy_reference import LegacyModel, write_legacy
@@ -64,7 +66,8 @@ def test_same_function(tmp_path: Path, dialect: str, n_head: int, n_layer: int) 
     assert found.dialect == dialect
     assert found.max_parameter_error == 0.0
     assert found.parameters == sum(p.numel() for p in reference.parameters())
-    assert len(found.dialect_losses) == (4 if n_head > 1 else 2)
+    assert found.evidence and len(found.evidence.losses) == (4 if n_head > 1 else 2)
+    assert found.evidence.lead >= 4
     model, vocab = load_model(tmp_path / "m.safetensors")
     assert vocab == VOCAB
     assert found.val_loss == evaluate(model, ids)
@@ -254,12 +257,48 @@ def test_a_corpus_that_is_not_the_one_used(tmp_path: Path) -> None:
 
 
 def test_an_untrained_model_has_no_dialect() -> None:
-    losses = dict.fromkeys(DIALECTS, 4.17)
+    losses = dict.fromkeys(DIALECTS, 4.17) | {"relu-head": 4.16}
     with pytest.raises(DoesNotFitCorpus, match="character frequencies"):
-        choose_dialect(losses, 3.3)
-    with pytest.raises(DoesNotFitCorpus, match=r"too close to tell .*--dialect"):
-        choose_dialect(losses | {"relu-head": 4.169}, 4.2)
-    assert choose_dialect(losses | {"relu-head": 4.0}, 4.2) == "relu-head"
+        choose_dialect(Evidence(losses, 9.0, 1000, 3.3))
+    with pytest.raises(DoesNotFitCorpus, match=r"too close to tell .*; 3\.9 standard errors .*--dialect"):
+        choose_dialect(Evidence(losses, 3.9, 1000, 4.2))
+    assert choose_dialect(Evidence(losses, 4.0, 1000, 4.2)) == "relu-head"
+
+
+def test_the_text_is_read_on_until_the_dialect_is_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the validation part, then the training part, each time as much again; then it is refused."""
+    monkeypatch.setattr(dialects, "FIRST", 320)
+    reference = legacy_model("relu-head")
+    for name, p in reference.named_parameters():
+        if "net.0" in name:
+            p.data *= 0.05  # near 0, the curves of ReLU and GELU are close
+    weights = read_legacy(save(reference, tmp_path / "w"))
+    ids = text_of(reference, 40_000)
+    val, train = ids[:800], ids[800:]
+    short = weigh_dialects(weights, [val])
+    assert short.characters == 800
+    with pytest.raises(DoesNotFitCorpus, match="800 characters; 4 would be clear"):
+        migrate(tmp_path / "w", tmp_path / "m", VOCAB, val)
+    found = weigh_dialects(weights, [val, train])
+    assert found.characters in [800 * 2**i for i in range(1, 6)]
+    assert choose_dialect(found) == "relu-head"
+    again = migrate(tmp_path / "w", tmp_path / "m", VOCAB, val, train_ids=train)
+    assert again.evidence == found
+    assert again.record()["dialect_evidence"] == {
+        "characters": found.characters,
+        "standard_errors": round(found.lead, 1),
+    }
+
+
+def test_the_lead_is_a_paired_t_statistic() -> None:
+    rng = np.random.default_rng(0)
+    best, extra = rng.normal(80, 20, 400), rng.normal(0.5, 2, 400)
+    expected = extra.mean() / (extra.std(ddof=1) / 20)
+    assert dialects._lead(best, best + extra) == pytest.approx(expected)
+    assert dialects._lead(best, best) == 0
+    assert dialects._lead(best, np.where(extra > 4, np.inf, best)) == np.inf
+    assert dialects._lead(best[:29], best[:29] + 1) == 0
+    assert dialects._lead(best, best + 1) > 1e6
 
 
 def test_a_named_dialect_is_taken(tmp_path: Path) -> None:
@@ -267,7 +306,7 @@ def test_a_named_dialect_is_taken(tmp_path: Path) -> None:
     found = migrate(
         save(reference, tmp_path / "w"), tmp_path / "m", VOCAB, text_of(reference, 500), dialect="gelu-embedding"
     )
-    assert (found.dialect, found.dialect_losses) == ("gelu-embedding", {})
+    assert (found.dialect, found.evidence) == ("gelu-embedding", None)
     model, _ = load_model(tmp_path / "m")
     assert (model.config.activation, model.config.attention_scale) == ("gelu", "embedding")
 
@@ -275,7 +314,11 @@ def test_a_named_dialect_is_taken(tmp_path: Path) -> None:
 def test_frequency_loss() -> None:
     ids = np.array([0, 0, 1, 1, 4, 4], np.uint8)
     expected = F.cross_entropy(torch.zeros(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])).item()
-    assert frequency_loss(ids) == pytest.approx(expected)
+    weights = LegacyWeights(
+        dict(vocab_size=5, block_size=8, n_layer=1, n_head=1, n_embd=4, dropout=0.0),
+        {name: t.numpy() for name, t in GPT(GPTConfig(5, 8, 1, 1, 4)).state_dict().items()},
+    )
+    assert weigh_dialects(weights, [ids]).without_context == pytest.approx(expected)
 
 
 def test_parameters_are_counted() -> None:

@@ -8,14 +8,22 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from chargpt.app import lock, store
 from chargpt.app.git import git, remedy, untracked_code
 from chargpt.app.one_line import one_line
 from chargpt.app.params_file import load_params
 from chargpt.download import require_corpus
 from chargpt.errors import ChargptError, escape
+from chargpt.text import read_text
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
+
+CONFIGURATION = (".dvc/config", ".dvcignore", "dvc.yaml", "chargpt", "stages")  # `dvc exp apply` replaces these too
 
 
 def problems() -> Iterator[str]:
@@ -28,12 +36,13 @@ def problems() -> Iterator[str]:
     try:
         params = load_params()
     except ChargptError as error:
-        yield str(error)
+        yield from error.args
     else:
         try:
             require_corpus(params.corpus)
+            require_prompt(params)
         except ChargptError as error:
-            yield str(error)
+            yield from error.args
         if not Path(params.legacy_dir).is_dir():
             yield (
                 f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory;"
@@ -45,7 +54,7 @@ def problems() -> Iterator[str]:
             try:
                 pick_device(params.device)
             except ChargptError as error:
-                yield str(error)
+                yield from error.args
     python = shutil.which("python")
     if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
         found = f"is {python}" if python else "is not there"
@@ -57,6 +66,26 @@ def problems() -> Iterator[str]:
             if version is None or not wanted.specifier.contains(version, prereleases=True):
                 yield f"{wanted.name} {version or 'is missing'}: chargpt needs {wanted}; type: pip install -e ."
     yield from git_problems()
+
+
+def require_prompt(params: Params) -> None:
+    """Raise ChargptError if the corpus is empty, is not UTF-8, or lacks a character of the prompt.
+
+    Reads the text only as far as needed to find every character. Does nothing before the text is downloaded.
+    """
+    if not Path(params.corpus).exists():
+        return
+    missing, empty = set(params.prompt), True
+    for text in read_text(params.corpus):
+        empty = empty and not text
+        missing -= set(text)
+        if not missing:
+            return
+    if empty:
+        raise ChargptError(f"corpus: {params.corpus} is empty; set it to the path of a UTF-8 text")
+    raise ChargptError(
+        f"prompt: {sorted(missing)[0]!r} does not occur in {params.corpus}; choose another with -S prompt=..."
+    )
 
 
 def _installed(name: str) -> str | None:
@@ -104,3 +133,14 @@ def changed_stages() -> list[str]:
             return list(repo.status())
     except DvcException as error:
         raise ChargptError(one_line(error)) from None
+
+
+def notes() -> Iterator[str]:
+    """Yield a line for each thing that is no problem, but that the user may not know."""
+    if line := lock.note():
+        yield line
+    yield from store.notes()
+    edited = (git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION) or "").split("\0")[:-1]
+    if edited:
+        names = " ".join(escape(name) for name in edited)
+        yield f"not as in the last commit: {names}; to undo an edit, or a `dvc exp apply`: git checkout HEAD -- {names}"

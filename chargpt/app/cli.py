@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from chargpt.app.one_line import import_undisturbed, one_line_errors, silence_stdout
-from chargpt.app.outputs import MODEL, require_outputs
+from chargpt.app.outputs import MODEL, refuse_inputs, require_outputs
 from chargpt.errors import ChargptError, escape
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def generate(
     from chargpt.files import atomic_write
     from chargpt.sampling import stream
 
+    refuse_inputs(output)
     text = _read_prompt(prompt, prompt_file)
     if seed is not None and not 0 <= seed < 2**63:
         raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
@@ -153,9 +154,10 @@ def migrate(
 
     from chargpt.app import params_edit
     from chargpt.checkpoint import load_model
-    from chargpt.data import read_tokens, scan_text, write_tokens
+    from chargpt.data import read_tokens, write_tokens
     from chargpt.legacy import migration
     from chargpt.legacy.dialect import DIALECTS
+    from chargpt.text import scan_text
 
     if corpus is None:
         raise ChargptError(
@@ -168,6 +170,7 @@ def migrate(
     for name, path in {"--corpus": corpus, "--config": config, "--params-out": params_out}.items():
         if path is not None and os.path.realpath(path) == os.path.realpath(output):
             raise ChargptError(f"--output {output} is the file of {name} and would replace it; give another path")
+    refuse_inputs(output)
     loop = params_edit.legacy_settings(config) if config and params_out else {}
     if params_out and (params_out.exists() or params_out.is_symlink()):  # refuse a bad one before writing anything
         params_edit.load_editable(params_out)
@@ -175,8 +178,10 @@ def migrate(
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.safetensors"
         write_tokens(tokens, corpus, vocab, length, val_fraction)
-        _, val_ids = read_tokens(tokens, vocab)
-        found = migration.migrate(weights_dir, output, vocab, val_ids, config_path=config, dialect=dialect)
+        train_ids, val_ids = read_tokens(tokens, vocab)
+        found = migration.migrate(
+            weights_dir, output, vocab, val_ids, train_ids=train_ids, config_path=config, dialect=dialect
+        )
     print(found.report())
     if params_out is not None:
         sizes = params_edit.matching_params(load_model(output)[0], found.dialect)
@@ -194,6 +199,7 @@ def export(
     import_undisturbed("torch")
     from chargpt.checkpoint import read_metadata
 
+    refuse_inputs(output)
     gpt, vocab = _load(model)
     if output.suffix.lower() == ".onnx":
         from chargpt.export.onnx import save_onnx
@@ -239,6 +245,7 @@ def report(
     import_undisturbed("torch")
     from chargpt.app.report import write_report
 
+    refuse_inputs(output)
     previous = write_report(output, against, device)
     print(f"wrote {output}; " + (f"compared with {previous}" if previous else "no earlier version to compare with"))
 
@@ -246,15 +253,18 @@ def report(
 @app.command()
 def check() -> None:
     """Look for problems in the parameters, the environment and git, and say what to run next."""
-    from chargpt.app.check import changed_stages, problems
+    from chargpt.app.check import changed_stages, notes, problems
 
-    found = [line.removeprefix("error: ") for problem in problems() for line in problem.split("\n")]
+    found = list(problems())
     for problem in found:
-        print(f"problem: {problem}", file=sys.stderr)
+        print(f"problem: {escape(problem, len(problem))}", file=sys.stderr)
     if found:
         raise ChargptError(f"{len(found)} to correct, then check again")
     changed = changed_stages()
-    print("all in order; " + (f"next: dvc repro (changed: {', '.join(changed)})" if changed else "up to date"))
+    for note in notes():
+        print(f"note: {note}")
+    fetch = " --pull" if changed and not Path(MODEL).exists() and Path("dvc.lock").exists() else ""  # a fresh clone
+    print("all in order; " + (f"next: dvc repro{fetch} (changed: {', '.join(changed)})" if changed else "up to date"))
 
 
 @app.command()
@@ -291,6 +301,9 @@ def release(
 ) -> None:
     """Register the current commit as a version of the model, if it is complete and others can fetch the model."""
     from chargpt.app import release as releasing
+    from chargpt.app.store import private_remote
 
     tag = releasing.release(version, name, message)
+    if place := private_remote():
+        print(f"note: the data is in {place}: only you, on this machine, can fetch it (docs/versions.md, A remote)")
     print(f"registered {tag}; next: git push origin {tag}")

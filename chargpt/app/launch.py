@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from chargpt.app.one_line import ENDING
 from chargpt.errors import ChargptError
 from chargpt.training.monitor import ALONE, Place
 
@@ -36,6 +37,10 @@ def launch(options: list[str], module: str, *arguments: str) -> None:
 
     # torch would log pages of text about an error that is reported in one line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torchrun hands these on to the processes, which then save
+    os.environ.setdefault(
+        "TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(signal.Signals(s).name for s in (signal.SIGINT, *ENDING))
+    )
     try:
         run.run(run.parse_args([*options, "-m", module, *arguments]))
     except SignalException as error:

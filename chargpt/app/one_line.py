@@ -1,4 +1,4 @@
-"""Report expected failures in one line, with an exit status: 1 error, 130 Ctrl-C, 143 SIGTERM."""
+"""Report expected failures in one line, with an exit status: 1 error, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from typing import NoReturn
 
 from chargpt.errors import ChargptError, escape
 
+# SIGHUP: the terminal was closed. SIGUSR1 and SIGUSR2: what schedulers of clusters send before the time is over.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
 
 class Terminated(BaseException):
-    """SIGTERM arrived. As an exception, it lets `finally` blocks remove half-written files."""
+    """A signal of ENDING arrived. As an exception, it lets `finally` blocks remove half-written files.
+
+    Its argument is the signal's number.
+    """
 
 
 NO_MEMORY = re.compile(
@@ -32,17 +38,20 @@ NO_MEMORY = re.compile(
 def one_line_errors() -> Iterator[None]:
     """Report an expected failure in one line on stderr and exit with 1, instead of a traceback.
 
-    Ctrl-C exits with 130, SIGTERM with 143. Any other exception is a defect of chargpt and keeps its traceback.
+    Ctrl-C exits with 130, a signal of ENDING with 128 and its number. Any other exception is a defect of chargpt and
+    keeps its traceback.
     """
     _reopen_standard_streams()
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and that stays so
+                signal.signal(number, _terminate)
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()  # now, while a full disk or a closed pipe can still be reported
     except ChargptError as error:
-        _fail(str(error))
+        _fail(*error.args)
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         code = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(str(error)):
@@ -55,11 +64,9 @@ def one_line_errors() -> Iterator[None]:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        sys.exit(143)
+        _end(130, "interrupted")
+    except Terminated as signalled:
+        _end(128 + signalled.args[0], "terminated")
 
 
 def import_undisturbed(*names: str) -> ModuleType:
@@ -69,7 +76,7 @@ def import_undisturbed(*names: str) -> ModuleType:
     module would stay half loaded.
     """
     arrived: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     waiting = {number: handler for number, handler in handlers.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread():
         waiting = {}  # only the main thread handles signals
@@ -86,15 +93,21 @@ def import_undisturbed(*names: str) -> ModuleType:
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
-    raise Terminated
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleanup
+    raise Terminated(number)
 
 
-def _fail(message: str) -> NoReturn:
+def _end(status: int, word: str) -> NoReturn:
+    with suppress(OSError):  # after SIGHUP, the terminal is gone
+        print(word, file=sys.stderr)
+    sys.exit(status)
+
+
+def _fail(*lines: str) -> NoReturn:
     """Exit with status 1 and a message. Its control characters, which may come from a stranger's file, are escaped."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun sends it after a failure; the exit must go on
-    sys.exit("error: " + "\n".join(escape(line, len(line)) for line in message.split("\n")))
+    sys.exit("\n".join(("" if line[:1] == " " else "error: ") + escape(line, len(line)) for line in lines))
 
 
 def _reopen_standard_streams() -> None:

@@ -1,9 +1,12 @@
-"""The pipeline's outputs that commands read."""
+"""Files of the pipeline: the outputs that commands read, and the inputs that no command may replace."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
+from chargpt.app.params_file import PARAMS_FILE, load_params
 from chargpt.errors import ChargptError
 
 MODEL, TOKENS = "artifacts/model.safetensors", "data/tokens.safetensors"
@@ -15,3 +18,13 @@ def require_outputs(*names: str) -> None:
     for name in names:
         if not Path(name).exists():
             raise ChargptError(f"{name}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+
+
+def refuse_inputs(output: Path | None) -> None:
+    """Raise ChargptError if writing `output` would replace an input of the pipeline in the current directory."""
+    inputs = ["dvc.yaml", "dvc.lock", PARAMS_FILE]
+    with suppress(ChargptError):  # not in a project, or with a params.yaml that names no corpus
+        inputs.append(load_params().corpus)
+    for name in inputs:
+        if output and Path(name).exists() and os.path.realpath(name) == os.path.realpath(output):
+            raise ChargptError(f"--output {output} is the project's {name} and would replace it; give another path")

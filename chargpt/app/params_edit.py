@@ -48,7 +48,7 @@ def write_params(path: str | Path, changes: Mapping[str, Any]) -> None:
             try:
                 load_params(temporary)
             except ChargptError as error:
-                raise ChargptError(str(error).replace(str(temporary), str(path))) from None
+                raise ChargptError(*(line.replace(str(temporary), str(path)) for line in error.args)) from None
 
 
 def load_editable(path: str | Path) -> Any:

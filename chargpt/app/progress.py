@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from chargpt.training.curve import Row
 
 
+TELL_EVERY_S = 15.0  # longest silence in a file
+
+
 class Progress(Monitor):
     """Shows losses, learning rate, characters per second and time left on stderr; stops the run if `stops` says so."""
 
@@ -29,8 +33,10 @@ class Progress(Monitor):
         self.batch = params.batch_size * params.block_size
         self.live = sys.stderr.isatty()
         self.bar: tqdm[None] | None = None
+        self.step = 0
         self.updates, self.began = 0, time.monotonic()  # updates by this process, and their start
         self.row = ""
+        self.told, self.ended = time.monotonic(), threading.Event()
 
     def __enter__(self) -> Progress:
         self.stops.__enter__()
@@ -38,6 +44,7 @@ class Progress(Monitor):
 
     def __exit__(self, *error: object) -> None:
         self.stops.__exit__(*error)
+        self.ended.set()
         if self.bar is not None:
             self.bar.close()
 
@@ -45,18 +52,28 @@ class Progress(Monitor):
         return self.stops.stop_reason()
 
     def say(self, text: str) -> None:
+        self.told = time.monotonic()
         with suppress(OSError):  # the terminal or the pipe may be closed
             tqdm.write(f"train: {text}", file=sys.stderr)
 
     def started(self, step: int, max_iters: int) -> None:
-        self.max_iters = max_iters
+        self.step, self.max_iters = step, max_iters
         total, done = self.max_iters * self.batch, step * self.batch
         self.bar = tqdm(total=total, initial=done, unit="char", unit_scale=True, disable=not self.live, leave=False)
         self.began = time.monotonic()
+        if not self.live:
+            threading.Thread(target=self._tell_regularly, daemon=True).start()
+
+    def _tell_regularly(self) -> None:
+        """Show the step if nothing else was shown for a while, as during a long evaluation."""
+        while not self.ended.wait(max(0.1, self.told + TELL_EVERY_S - time.monotonic())):
+            if time.monotonic() >= self.told + TELL_EVERY_S:
+                self.say(f"step {self.step}/{self.max_iters}{self._pace(self.step)}")
 
     def stepped(self, losses: Sequence[Tensor]) -> None:
         assert self.bar is not None
         self.bar.update(self.batch)
+        self.step += 1
         self.updates += 1
         if self.live and len(losses) % 20 == 1:  # not every time: reading a loss makes a GPU wait
             self.bar.set_description_str(f"train {losses[-1].item():.3f} {self.row}", refresh=False)

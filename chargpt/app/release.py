@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from packaging.version import InvalidVersion, Version
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from chargpt.app.check import git_problems
 from chargpt.app.git import git
 from chargpt.app.metrics import ARTIFACT
 from chargpt.app.one_line import one_line
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, escape
 
 
 def release(version: str, name: str = ARTIFACT, message: str | None = None) -> str:
@@ -30,13 +32,16 @@ def release(version: str, name: str = ARTIFACT, message: str | None = None) -> s
             raise InvalidVersion
     except ValueError:  # InvalidVersion, or a number with more digits than Python reads
         raise ChargptError(f"{version[:40]}: not a version; it must look like v1.2.0") from None
-    declared = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8")).get("artifacts", {})
+    declared = _artifacts()
     if name not in declared:
         raise ChargptError(f"{name}: dvc.yaml declares no such artifact; name one of: {', '.join(declared) or 'none'}")
     for problem in git_problems():
         raise ChargptError(problem)
-    if dirty := (git("status", "--porcelain") or "").splitlines():
-        names = _few([line[3:] for line in dirty])
+    dirty = (git("status", "--porcelain", "-z", "--no-renames") or "").split("\0")[:-1]
+    if unknown := [escape(line[3:]) for line in dirty if line.startswith("??")]:
+        raise ChargptError(f"git does not know {_few(unknown)}; commit them, move them, or name them in .gitignore")
+    if dirty:
+        names = _few([escape(line[3:]) for line in dirty])
         raise ChargptError(f"uncommitted changes in {names}; commit them, so that the version names what you have")
     done = _dvc("repro", "--dry", "--allow-missing")
     if done.returncode or "Running stage" in done.stdout:
@@ -52,6 +57,16 @@ def release(version: str, name: str = ARTIFACT, message: str | None = None) -> s
     if absent:
         raise ChargptError(f"not on the remote: {_few(sorted(absent))}; type: dvc push")
     return _register(name, f"v{number}", message or f"{name} v{number}")
+
+
+def _artifacts() -> dict[str, Any]:
+    """The artifacts that dvc.yaml declares, by name. Raises ChargptError if it cannot be read."""
+    try:
+        pipeline = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise ChargptError(f"dvc.yaml: {one_line(error)}; correct it, or type: git checkout dvc.yaml") from None
+    artifacts = pipeline.get("artifacts") if isinstance(pipeline, dict) else None
+    return artifacts if isinstance(artifacts, dict) else {}
 
 
 def _register(name: str, version: str, message: str) -> str:

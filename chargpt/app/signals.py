@@ -11,23 +11,30 @@ from types import FrameType
 
 import psutil
 
+from chargpt.app.one_line import ENDING
+
 CHECK_PARENTS_EVERY_S = 1.0
+DVC_PID = "CHARGPT_DVC_PID"  # environment variable with the process id of the DVC that started the stage
+
+
+def remember_dvc() -> None:
+    """Record which DVC started this process, for `Stops` in this process and in those that it starts."""
+    if "DVC_ROOT" in os.environ and DVC_PID not in os.environ and (dvc := _dvc_ancestor()):
+        os.environ[DVC_PID] = str(dvc.pid)
 
 
 class Stops:
-    """Notices SIGINT, SIGTERM and the death of the DVC that started this process.
-
-    The constructor looks for this DVC, so it must be called while DVC still runs.
-    """
+    """Notices SIGINT, the signals of ENDING, and the death of the DVC that `remember_dvc` recorded."""
 
     def __init__(self) -> None:
         self.reason = ""
         self.status = 0
         self._next_check = 0.0
-        self._dvc = _dvc_ancestor() if "DVC_ROOT" in os.environ else None
+        self._dvc = int(os.environ.get(DVC_PID, 0))
 
     def __enter__(self) -> Stops:
-        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        stopping = [s for s in (signal.SIGINT, *ENDING) if s == signal.SIGINT or signal.getsignal(s) != signal.SIG_IGN]
+        self._previous = {s: signal.signal(s, self._on_signal) for s in stopping}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,7 +48,7 @@ class Stops:
         """The reason to save and stop now, or an empty string. Fast enough to be called before every update."""
         if self._dvc and not self.status and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PARENTS_EVERY_S
-            if self._dvc not in psutil.Process().parents():
+            if self._dvc not in [parent.pid for parent in psutil.Process().parents()]:
                 self.reason, self.status = "DVC, which started this process, is gone", 1
         return self.reason
 

@@ -2,64 +2,143 @@
 
 Releases of the legacy code differ in two choices that their files do not record: the activation (ReLU or GELU) and the
 attention scale (by head size or by the whole width). A wrong choice gives a higher loss on the text that the model was
-trained on. So the loss of all four combinations on this text is compared.
+trained on. All four combinations are compared on the same characters of this text. The difference of two of them is
+known with a standard error, and more text makes this error smaller: the text is read on until one dialect stands out.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from chargpt.data import Ids
 from chargpt.errors import ChargptError
-from chargpt.evaluation import evaluate
+from chargpt.evaluation import character_losses
 from chargpt.legacy.directory import LegacyWeights
 from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
 
 DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
-SCORED_CHARACTERS = 10_000  # of the text are enough to compare dialects
-MIN_MARGIN = 0.005  # nats per character between the best two dialects; less may be chance
+FIRST = 10_000  # characters that are read first; then as many again as were read so far, and so on
+CLEAR = 4.0  # standard errors by which a dialect must be better than each other one: chance does that once in 30,000
+GROUP = 32  # characters whose losses are added up: the losses of neighbours depend on one another, of groups hardly
+MIN_GROUPS = 30  # from fewer, the standard error is not known well enough
 
 
 class DoesNotFitCorpus(ChargptError):
     """The weights do not fit the text: its vocabulary differs, or the losses on it do not show the dialect."""
 
 
-def score_dialects(weights: LegacyWeights, ids: Ids) -> dict[str, float]:
-    """The loss of the weights on `ids` in each dialect, in nats per character.
+@dataclass(frozen=True)
+class Evidence:
+    """What the text says about the dialects.
 
-    With a single head, both attention scales are the same number. Only `head` is then scored.
+    losses: of each dialect, in nats per character; of one that was clearly worse, over the characters read until then.
+    lead: standard errors by which the best is better than the next; at least CLEAR, unless the text ended before.
+    characters: number that were read. without_context: loss of a prediction from their frequencies only.
     """
-    candidates = [name for name in DIALECTS if weights.sizes["n_head"] > 1 or name.endswith("-head")]
-    return {name: evaluate(build_model(weights, name), ids) for name in candidates}
+
+    losses: dict[str, float]
+    lead: float
+    characters: int
+    without_context: float
+
+    def ranking(self) -> list[str]:
+        """The dialects, the lowest loss first."""
+        return sorted(self.losses, key=lambda name: self.losses[name])
+
+    def __str__(self) -> str:
+        losses = ", ".join(f"{name} {self.losses[name]:.4f}" for name in self.ranking())
+        return (
+            f"nats per character: {losses}; {self.lead:.1f} standard errors apart over {self.characters:,} characters"
+        )
 
 
-def choose_dialect(losses: dict[str, float], without_context: float, weights_dir: str | Path = "weights") -> str:
-    """The dialect with the lowest loss (nats per character).
+def weigh_dialects(weights: LegacyWeights, texts: Sequence[Ids]) -> Evidence:
+    """Compare the dialects on the texts, read one after the other, until one of them is clearly the best.
 
-    without_context: the loss of a prediction from the text's character frequencies only; a trained model is better.
-    weights_dir: named in messages. Raises DoesNotFitCorpus if no dialect is better than that, or if the losses of the
-    best two dialects are too close to tell which is right.
+    texts: 1-D unsigned ids. With a single head, both attention scales are the same number; only `head` is compared.
     """
-    losses = {name: loss if math.isfinite(loss) else math.inf for name, loss in losses.items()}
-    ranking = sorted(losses, key=lambda name: losses[name])
-    best, second = ranking[:2]
-    table = ", ".join(f"{name} {losses[name]:.4f}" for name in ranking)
-    if losses[best] >= without_context:
+    names = [name for name in DIALECTS if weights.sizes["n_head"] > 1 or name.endswith("-head")]
+    contenders = {name: build_model(weights, name) for name in names}
+    nats: dict[str, NDArray[np.float64]] = {name: np.empty(0) for name in names}
+    losses: dict[str, float] = {}
+    counts = np.zeros(weights.sizes["vocab_size"], np.int64)
+    predicted = 0
+    for piece in _pieces(texts):
+        counts += np.bincount(piece, minlength=len(counts))
+        predicted += len(piece) - 1
+        for name, model in contenders.items():
+            nats[name] = np.append(nats[name], _group_nats(model, piece))
+            loss = nats[name].sum() / predicted
+            losses[name] = loss if math.isfinite(loss) else math.inf
+        best = min(contenders, key=lambda name: losses[name])
+        leads = {name: _lead(nats[best], nats[name]) for name in contenders if name != best}
+        contenders = {name: model for name, model in contenders.items() if leads.get(name, 0.0) < CLEAR}
+        if len(contenders) == 1:
+            break
+    return Evidence(losses, min(leads.values()), int(counts.sum()), _entropy(counts))
+
+
+def _pieces(texts: Sequence[Ids]) -> Iterator[Ids]:
+    """The texts in pieces of at least two characters, each as long as all before it together; the first has FIRST."""
+    read = 0
+    for ids in texts:
+        start = 0
+        while len(ids) - start >= 2:
+            piece = ids[start : start + max(FIRST, read)]
+            yield piece
+            read += len(piece)
+            start += len(piece)
+
+
+def _group_nats(model: GPT, ids: Ids) -> NDArray[np.float64]:
+    """The loss of each GROUP of neighbouring characters of a window, in nats."""
+    groups = [
+        np.add.reduceat(nats.double().numpy(), np.arange(0, nats.shape[1], GROUP), axis=1).ravel()
+        for _, nats in character_losses(model, ids)
+    ]
+    return np.concatenate(groups)
+
+
+def _lead(best: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Standard errors by which `best` is better than `other`, from the differences of each group; 0 for too few groups.
+
+    A dialect whose loss is not finite is behind by infinitely many.
+    """
+    differences = other - best
+    if not np.isfinite(differences).all():
+        return math.inf
+    if len(differences) < MIN_GROUPS or not differences.any():
+        return 0.0
+    error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return float(differences.mean() / error) if error else math.inf
+
+
+def choose_dialect(found: Evidence, weights_dir: str | Path = "weights") -> str:
+    """The dialect with the lowest loss. weights_dir: named in messages.
+
+    Raises DoesNotFitCorpus if it is no better than a prediction from the text's character frequencies only, which any
+    trained model is, or if the text ended before it was clearly better than the next.
+    """
+    best = found.ranking()[0]
+    if found.losses[best] >= found.without_context:
         raise DoesNotFitCorpus(
             f"{weights_dir}: no dialect explains the text better than its character frequencies do"
-            f" ({without_context:.4f} nats per character; {table}): an untrained model, or not the text it was"
+            f" ({found.without_context:.4f} nats per character; {found}): an untrained model, or not the text it was"
             " trained on; pass that text, or name the dialect (dialect in params.yaml, --dialect)"
         )
-    if losses[second] - losses[best] < MIN_MARGIN:
+    if found.lead < CLEAR:
         raise DoesNotFitCorpus(
-            f"{weights_dir}: the best two dialects are too close to tell ({table}):"
-            " name the right one (dialect in params.yaml, --dialect)"
+            f"{weights_dir}: the best two dialects are too close to tell ({found}; {CLEAR:.0f} would be clear):"
+            " pass more of the text it was trained on, or name the dialect (dialect in params.yaml, --dialect)"
         )
     return best
 
@@ -76,8 +155,7 @@ def build_model(weights: LegacyWeights, dialect: str) -> GPT:
     return model.eval()
 
 
-def frequency_loss(ids: Ids) -> float:
-    """The loss of predicting ids from their frequencies, which is their entropy, in nats per character."""
-    counts = np.bincount(ids)
-    p = counts[counts > 0] / len(ids)
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """The loss of predicting characters from their frequencies, in nats per character."""
+    p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())

@@ -83,7 +83,7 @@ def _raise(folder: Path, problems: list[str]) -> None:
     problems = sorted(set(problems))
     more = [f"and {len(problems) - MAX_REPORTED} more problems"] if len(problems) > MAX_REPORTED else []
     lines = problems[:MAX_REPORTED] + more
-    raise ChargptError(f"{folder}: not migrated, nothing was written:\n  " + "\n  ".join(lines))
+    raise ChargptError(f"{folder}: not migrated, nothing was written:", *(f"  {line}" for line in lines))
 
 
 def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:

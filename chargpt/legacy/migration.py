@@ -13,14 +13,7 @@ from chargpt.checkpoint import load_model, save_model
 from chargpt.data import Ids
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.legacy.dialect import (
-    SCORED_CHARACTERS,
-    DoesNotFitCorpus,
-    build_model,
-    choose_dialect,
-    frequency_loss,
-    score_dialects,
-)
+from chargpt.legacy.dialect import DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
 from chargpt.legacy.directory import read_legacy
 from chargpt.vocab import Vocab
 
@@ -30,33 +23,34 @@ class Migration:
     """The result of a migration. Losses are in nats per character.
 
     max_parameter_error: largest difference between a legacy value and the written value; it is exactly 0.0.
+    evidence: what showed the dialect; None if it was given.
     """
 
     parameters: int
     max_parameter_error: float
     dialect: str
     val_loss: float
-    dialect_losses: dict[str, float]
+    evidence: Evidence | None
 
-    def metrics(self) -> dict[str, Any]:
-        """The content of metrics/migrate.json. Its names occur neither in params.yaml nor in metrics/evaluate.json."""
+    def record(self) -> dict[str, Any]:
+        """The content of metrics/migrate.json."""
+        found = self.evidence
+        losses = {name: round(x, 6) for name, x in found.losses.items() if math.isfinite(x)} if found else {}
+        lead = {"standard_errors": min(round(found.lead, 1), 999.0), "characters": found.characters} if found else {}
         return {
             "migrated_parameters": self.parameters,
             "max_parameter_error": self.max_parameter_error,
             "migrated_val_loss": round(self.val_loss, 6),
             "migrated_dialect": self.dialect,
-            "dialect_losses": {
-                name: round(loss, 6) for name, loss in self.dialect_losses.items() if math.isfinite(loss)
-            },
+            "dialect_losses": losses,
+            "dialect_evidence": lead,
         }
 
     def report(self) -> str:
         """The result as one line for the user."""
-        ranking = sorted(self.dialect_losses.items(), key=lambda item: item[1])
-        scores = ", ".join(f"{name} {loss:.4f}" for name, loss in ranking)
         return (
             f"migrate: {self.parameters} parameters, largest error {self.max_parameter_error}; dialect {self.dialect}"
-            + (f" (nats per character: {scores})" if scores else "")
+            + (f" ({self.evidence})" if self.evidence else "")
             + f"; validation loss {self.val_loss:.4f}"
         )
 
@@ -67,14 +61,16 @@ def migrate(
     vocab: Vocab,
     ids: Ids,
     *,
+    train_ids: Ids | None = None,
     config_path: str | Path | None = None,
     dialect: str = "auto",
 ) -> Migration:
     """Read legacy weights, find their dialect, write the model to `output` and read it back to compare.
 
     vocab: vocabulary of the text that the model was trained on. ids: validation part of this text, 1-D unsigned, at
-    least two. dialect: one of DIALECTS, or `auto` to find it. Raises DoesNotFitCorpus if the weights do not fit the
-    text, and ChargptError if a file is bad or the loss is not finite.
+    least two. train_ids: its training part, read after `ids` if these do not show the dialect clearly. dialect: one of
+    DIALECTS, or `auto` to find it. Raises DoesNotFitCorpus if the weights do not fit the text, and ChargptError if a
+    file is bad or the loss is not finite.
     """
     weights = read_legacy(weights_dir, config_path)
     if weights.sizes["vocab_size"] != len(vocab):
@@ -82,11 +78,10 @@ def migrate(
             f"{weights_dir}: the weights know {weights.sizes['vocab_size']} characters, the text has {len(vocab)}:"
             " pass the text that this model was trained on"
         )
-    losses: dict[str, float] = {}
+    evidence = None
     if dialect == "auto":
-        sample = ids[:SCORED_CHARACTERS]
-        losses = score_dialects(weights, sample)
-        dialect = choose_dialect(losses, frequency_loss(sample), weights_dir)
+        evidence = weigh_dialects(weights, [ids] if train_ids is None else [ids, train_ids])
+        dialect = choose_dialect(evidence, weights_dir)
     model = build_model(weights, dialect)
     val_loss = evaluate(model, ids)
     if not math.isfinite(val_loss):
@@ -99,4 +94,4 @@ def migrate(
     assert read.config == model.config
     written = read.state_dict()
     error = max(float(np.abs(written[name].numpy() - tensor).max()) for name, tensor in weights.tensors.items())
-    return Migration(weights.parameters, error, dialect, val_loss, losses)
+    return Migration(weights.parameters, error, dialect, val_loss, evidence)
