@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 def main(params: Params) -> None:
     """Evaluate the model. The page compares it with no other version, so it depends on the stage's inputs only."""
     model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
-    _, val_ids = read_tokens("data/tokens.safetensors", vocab)
-    report = make_report(model, vocab, val_ids, read_curve("metrics/curves.tsv"))
+    train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
+    report = make_report(model, vocab, train_ids, val_ids, read_curve("metrics/curves.tsv"))
     write_rows("metrics/positions.tsv", ("characters_seen", "loss"), report.analysis.positions())
     write_rows("metrics/characters.tsv", ("character", "count", "loss"), report.analysis.hardest(vocab))
     write_text("metrics/report.html", report.page)
-    write_json("metrics/evaluate.json", report.figures)
+    # the loss first: `dvc exp show` keeps this order, and a narrow terminal shows the first columns only
+    write_json("metrics/evaluate.json", report.figures | {"copied": report.copied}, sort_keys=False)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in report.figures.items()), file=sys.stderr)
 
 

@@ -53,6 +53,7 @@ def test_a_text_of_one_repeated_character(folder: Path) -> None:
         "val_loss": 0.0,
         "bits_per_char": 0.0,
         "perplexity": 1.0,
+        "copied": {"longest": 199, "share": 1.0, "validation_longest": 199, "validation_share": 1.0},
     }
     assert Path("artifacts/sample.txt").read_text() == "\n".join(f"=== sample {i} ===\n{'a' * 21}\n" for i in (1, 2))
     assert json.loads(Path("artifacts/hf/tokenizer.json").read_text())["model"]["vocab"] == {"a": 0}

@@ -1,4 +1,4 @@
-"""`chargpt gate`: find out whether a metric is worse than at another revision."""
+"""`chargpt gate`: find out whether a loss is worse than at another revision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chargpt.files import finite_numbers, read_json
 
 
 def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple[str, float, float, bool]]]:
-    """Compare each of the model's metrics with its value at another revision. Lower is better for all metrics.
+    """Compare each of the model's losses with its value at another revision. Lower is better for all of them.
 
     against: any revision or experiment; None takes HEAD or, if no metric changed since HEAD, the commit before it.
     max_regression: allowed rise, as a fraction of the old value; a metric that rose more is worse.

@@ -30,7 +30,7 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
         raise ChargptError(f"{output}: not an .html file of its own; give another path with --output")
     require_outputs(MODEL, TOKENS, CURVE, METRICS)
     model, vocab = load_model(MODEL, pick_device(device))
-    _, val_ids = read_tokens(TOKENS, vocab)
+    train_ids, val_ids = read_tokens(TOKENS, vocab)
     curve = read_curve(CURVE)
     if not against:
         previous = previous_version(read_json(METRICS))
@@ -38,5 +38,5 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
         previous = (against, metrics_at(against))
         if not previous[1]:
             raise ChargptError(f"{against}: has no {METRICS}; name a revision that has it with --against")
-    write_text(output, make_report(model, vocab, val_ids, curve, previous).page)
+    write_text(output, make_report(model, vocab, train_ids, val_ids, curve, previous).page)
     return previous[0] if previous else None

@@ -19,6 +19,7 @@ from chargpt.evaluation import metrics
 from chargpt.model import GPT
 from chargpt.report.analysis import Analysis, Prediction, analyse, predictions, visible
 from chargpt.report.charts import charts
+from chargpt.report.copying import PASSAGE, recite
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
 
@@ -29,9 +30,10 @@ CONTINUATION = 400  # characters that the model writes after that text
 
 @dataclass(frozen=True)
 class Report:
-    """The results about a model: its metrics, where its loss comes from, and the page as HTML."""
+    """The results about a model: its metrics, what it recites, where its loss comes from, and the page as HTML."""
 
     figures: dict[str, float]
+    copied: dict[str, float]
     analysis: Analysis
     page: str
 
@@ -39,28 +41,37 @@ class Report:
 def make_report(
     model: GPT,
     vocab: Vocab,
+    train_ids: Ids,
     val_ids: Ids,
     curve: Mapping[str, Sequence[float]],
     previous: tuple[str, Mapping[str, float]] | None = None,
 ) -> Report:
     """Evaluate a model on a whole split and write the page about it.
 
-    val_ids: (N,) unsigned, N >= 2. curve: columns `step`, `train_loss`, `val_loss`, `lr`. previous: name and metrics of
-    another version to compare with; None compares with nothing.
+    train_ids, val_ids: (N,) unsigned, N >= 2. curve: columns `step`, `train_loss`, `val_loss`, `lr`. previous: name and
+    metrics of another version to compare with; None compares with nothing.
     """
     analysis = analyse(model, val_ids)
     figures = metrics(analysis.val_loss)
+    model_copies, text_copies = recite(model, train_ids, val_ids)
+    copied = {
+        "longest": len(model_copies.longest),
+        "share": round(model_copies.share, 6),
+        "validation_longest": len(text_copies.longest),
+        "validation_share": round(text_copies.share, 6),
+    }
     stretch = torch.from_numpy(val_ids[: STRETCH + 1].astype("int64"))
     written = generate(model, stretch[None], CONTINUATION, temperature=0.8, generator=torch.Generator().manual_seed(0))
     page = render(
         facts={"parameters": f"{sum(p.numel() for p in model.parameters()):,}"} | vars(model.config),
         figures=figures,
         previous=previous,
+        copied=copied | {"passage": vocab.decode(model_copies.longest)},
         charts=charts(curve, analysis, vocab),
         stretch=predictions(model, vocab, val_ids[: STRETCH + 1]),
         sample=vocab.decode(written[0, len(stretch) :]),
     )
-    return Report(figures, analysis, page)
+    return Report(figures, copied, analysis, page)
 
 
 def render(
@@ -68,6 +79,7 @@ def render(
     facts: Mapping[str, Any],
     figures: Mapping[str, float],
     previous: tuple[str, Mapping[str, float]] | None,
+    copied: Mapping[str, Any],
     charts: Sequence[tuple[str, str]],
     stretch: Sequence[Prediction],
     sample: str,
@@ -75,8 +87,8 @@ def render(
     """The page as HTML.
 
     facts: values that describe the model, by name. figures: its metrics. previous: name and metrics of a version to
-    compare with, or None. charts: title and data URL of each. stretch: a text with what the model expected. sample:
-    what the model wrote after this text.
+    compare with, or None. copied: what the model and the validation text share with the training text. charts: title
+    and data URL of each. stretch: a text with what the model expected. sample: what the model wrote after this text.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -89,6 +101,8 @@ def render(
         facts=facts,
         metrics=table,
         previous=previous[0] if previous else None,
+        copied={**copied, "passage": "".join(_printable(character) for character in copied["passage"])},
+        passage_length=PASSAGE,
         charts=charts,
         stretch=[_cell(prediction) for prediction in stretch],
         levels=range(LEVELS),
