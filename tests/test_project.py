@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import SIGNED, Run, set_value, undo
 
@@ -38,6 +39,76 @@ def test_check_is_content_and_says_what_is_next(repo: Path, run: Run) -> None:
     set_value(repo / "params.yaml", lr=0.01)
     assert run("chargpt", "check").stdout == "all in order; next: dvc repro (changed: train)\n"
     undo(run)
+
+
+def test_check_reads_the_text(repo: Path, run: Run) -> None:
+    """And so do the stages before a training that would end without its samples."""
+    params, text = repo / "params.yaml", repo / "data/mine.txt"
+    set_value(params, prompt='"9\u00fc"')
+    said = "prompt: '\u00fc' does not occur in data/mine.txt; choose another with -S prompt=..."
+    assert said in error(run("chargpt", "check", check=False))
+    for stage in ("prepare", "train"):
+        assert error(run(sys.executable, "-m", "stages", stage, check=False)) == f"error: {said}\n"
+    undo(run)
+    for content, problem in {
+        "": "corpus: data/mine.txt is empty; set it to the path of a UTF-8 text",
+        "\udcff9": "data/mine.txt: byte 0 (0xff) is not UTF-8; save the text as UTF-8",
+    }.items():
+        text.write_bytes(content.encode(errors="surrogateescape"))
+        assert f"problem: {problem}\n" in error(run("chargpt", "check", check=False))
+    undo(run)
+
+
+def test_check_tells_what_is_no_problem(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
+    pipeline = repo / "dvc.yaml"
+    text = pipeline.read_text()
+    pipeline.write_text(text + "# edited\n")
+    note, end = run("chargpt", "check").stdout.splitlines()
+    assert note.startswith("note: not as in the last commit: dvc.yaml; to undo an edit, or a `dvc exp apply`: git ch")
+    assert end == "all in order; up to date"
+    pipeline.write_text(text)
+    code = "from chargpt.app import store; store.LARGE = 0.0; print(*store.notes(), sep='\\n')"
+    (cache,) = run(sys.executable, "-c", code).stdout.splitlines()
+    assert cache.startswith(f"DVC's cache, {repo}/.dvc/cache/files/md5, holds 0.0 GB; ")
+    run("dvc", *cache.split("dvc ")[1].split(), "--dry")
+    run("dvc", "push")
+    _, remote = run(sys.executable, "-c", code).stdout.splitlines()
+    assert remote.startswith(f"the default remote, {environment['HOME']}/.local/share/chargpt/store, holds ")
+    command = remote.split("dvc ")[1].replace("EVERY_OTHER_CLONE_THAT_USES_IT", str(tmp_path / "clone"))
+    run("git", "clone", "-q", str(repo), str(tmp_path / "clone"))
+    run("dvc", *command.split(), "--force")
+    assert "not on the remote" not in run("dvc", "status", "--cloud").stdout
+    run("dvc", "remote", "add", "-d", "--local", "near", "../near")
+    said = error(run("chargpt", "check", check=False))
+    assert "the remote near has a relative path" in said
+    run("bash", "-ec", said.split("type: ")[1].split(" (or")[0].replace(" url ", " --local url "))
+    assert run("chargpt", "check").stdout == "all in order; up to date\n"
+    (repo / ".dvc/config.local").unlink()
+    shutil.rmtree(Path(environment["HOME"]) / ".local")
+
+
+def test_the_first_run_on_another_processor(repo: Path, run: Run) -> None:
+    """Told at the end of the run and by `check`, with what to do; it is no drift of code, parameters or data."""
+    lock = repo / "dvc.lock"
+    real, figures = lock.read_text(), (repo / "metrics/evaluate.json").read_text()
+    model = next(out["md5"] for out in YAML(typ="safe").load(real)["stages"]["train"]["outs"])
+    lock.write_text(real.replace(model, "0" * 32))
+    loss = json.loads(figures)["val_loss"]
+    (repo / "metrics/evaluate.json").write_text(figures.replace(str(loss), "1.23456"))
+    run("git", "commit", "-q", "-a", "-m", "run on another processor")
+    lock.write_text(real)
+    (repo / "metrics/evaluate.json").write_text(figures)
+    done = run("dvc", "repro", "--single-item", "-f", "export")
+    (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert "parameters, train made other bytes than the last commit records" in note
+    assert f"(val_loss {loss:.4f} here and 1.2346 there)" in note
+    assert run("chargpt", "check").stdout.splitlines() == [note, "all in order; up to date"]
+    set_value(repo / "params.yaml", lr=0.01)
+    assert run("chargpt", "check").stdout.splitlines()[-1] == "all in order; next: dvc repro (changed: train)"
+    run("git", "checkout", "params.yaml")
+    run("bash", "-ec", note.split("to record yours: ")[1])
+    assert run("chargpt", "check").stdout == "all in order; up to date\n"
+    run("git", "reset", "-q", "--hard", "HEAD~2")
 
 
 def test_check_does_not_load_torch(repo: Path, environment: dict[str, str]) -> None:
@@ -133,7 +204,7 @@ def exp_ref(run: Run, name: str) -> str:
 def test_gate(run: Run, metrics: Path) -> None:
     figures = json.loads(metrics.read_text())
     assert "worse" in error(run("chargpt", "gate", check=False))  # nothing changed since HEAD: the commit before it
-    assert run("chargpt", "gate", "--against", "HEAD").stdout.count("+0.000000") == len(figures)
+    assert run("chargpt", "gate", "--against", "HEAD").stdout.count("+0.000000") == 3
     metrics.write_text(json.dumps(figures | {"val_loss": figures["val_loss"] * 1.009}))
     assert "val_loss       HEAD " in run("chargpt", "gate").stdout
     said = error(run("chargpt", "gate", "--max-regression", "0.008", check=False)).splitlines()[-1]
@@ -181,8 +252,18 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run) -> None
     assert "not on the remote: artifacts/hf, " in refused("v1.0.0")
     run("dvc", "push")
     (repo / "notes.txt").write_text("")
-    assert "uncommitted changes in notes.txt" in refused("v1.0.0")
+    assert "git does not know notes.txt; commit them, move them, or name them in .gitignore" in refused("v1.0.0")
     (repo / "notes.txt").unlink()
+    (repo / "README.md").write_text("")
+    assert "uncommitted changes in README.md" in refused("v1.0.0")
+    pipeline = (repo / "dvc.yaml").read_text()
+    for damaged in ("", "7", "artifacts: 7", "{", "\xa0: [", "artifacts: !!python/name:os.system {}"):
+        (repo / "dvc.yaml").write_text(damaged)
+        assert len(refused("v1.0.0").splitlines()) == 1
+    (repo / "dvc.yaml").unlink()
+    assert "dvc.yaml: " in refused("v1.0.0")
+    (repo / "dvc.yaml").write_text(pipeline)
+    undo(run)
     params = repo / "params.yaml"
     set_value(params, lr=0.01)
     run("git", "commit", "-q", "-a", "-m", "edited without a run")
@@ -202,9 +283,9 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run) -> None
 
 def test_release_makes_a_version(repo: Path, run: Run) -> None:
     run("dvc", "push")
-    assert run("chargpt", "release", "1.0.0").stdout == (
-        "registered chargpt@v1.0.0; next: git push origin chargpt@v1.0.0\n"
-    )
+    note, registered = run("chargpt", "release", "1.0.0").stdout.splitlines()
+    assert "only you, on this machine, can fetch it" in note
+    assert registered == ("registered chargpt@v1.0.0; next: git push origin chargpt@v1.0.0")
     assert run("git", "cat-file", "-t", "chargpt@v1.0.0").stdout == "tag\n"
     assert "v1.0.0" in run("gto", "show", "chargpt").stdout
     assert "chargpt" in error(run("chargpt", "release", "v1.0.0", check=False))

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
-from tests.conftest import IDENTITY, Run
+from tests.conftest import IDENTITY, SIGNED, Run, set_value
 from tests.documents import blocks
 
 pytestmark = pytest.mark.remote
@@ -167,23 +167,61 @@ def clone(run: Run, team: dict[str, Any], tmp_path: Path) -> Path:
     return tmp_path / "clone"
 
 
-def test_default_remote(repo: Path, run: Run, reproduced: dict[str, str], tmp_path: Path) -> None:
-    """A directory, with nothing set up; it serves other directories, and clones that are told where it is."""
+def default_store(environment: dict[str, str]) -> Path:
+    return Path(environment["HOME"]) / ".local/share/chargpt/store"
+
+
+def test_default_remote(
+    repo: Path, run: Run, environment: dict[str, str], reproduced: dict[str, str], tmp_path: Path
+) -> None:
+    """Nothing is set up: clones on this machine fetch the model, experiments and results from one another."""
+    outside = sorted(Path("/").iterdir())
     folder = tmp_path / "mine"
     shutil.copytree(repo, folder)
-    run("dvc", "push", cwd=folder)
-    lose(folder)
-    run("git", "clone", "-q", "mine", "plain", cwd=tmp_path)
     run("git", "clone", "-q", "--bare", "mine", "bare", cwd=tmp_path)
-    place = ["--remote-config", f"url={folder / '.dvc/store'}"]  # relative, DVC looks for it beside its copy
-    for source, option in {"mine": [], "plain": place, "bare": place}.items():
-        run("dvc", "get", source, MODEL, "-o", f"{source}-1", *option, cwd=tmp_path)
-        run("dvc", "artifacts", "get", source, "chargpt", "--rev", "v1.0.0", "-o", f"{source}-2", *option, cwd=tmp_path)
+    run("git", "remote", "add", "origin", str(tmp_path / "bare"), cwd=folder)
+    run("dvc", "push", "--run-cache", cwd=folder)
+    run("dvc", "exp", "run", "-n", "other-seed", "-S", "seed=2", cwd=folder, **SIGNED)
+    run("dvc", "exp", "push", "--run-cache", "origin", "other-seed", cwd=folder)
+    theirs = outputs(folder)
+    run("git", "reset", "-q", "--hard", cwd=folder)
+    lose(folder)
+    for source in ("mine", "bare"):
+        run("dvc", "get", source, MODEL, "-o", f"{source}-1", cwd=tmp_path)
+        run("dvc", "artifacts", "get", source, "chargpt", "--rev", "v1.0.0", "-o", f"{source}-2", cwd=tmp_path)
         for got in (f"{source}-1", f"{source}-2"):
             assert hashlib.sha256((tmp_path / got).read_bytes()).hexdigest() == reproduced[MODEL], got
-    run("dvc", "pull", cwd=folder)
-    assert outputs(folder) == reproduced
-    assert run("git", "status", "--porcelain", cwd=folder).stdout == ""
+
+    run("git", "clone", "-q", "bare", "clone", cwd=tmp_path)
+    clone = tmp_path / "clone"
+    assert "next: dvc repro --pull (changed: " in run("chargpt", "check", cwd=clone, **SIGNED).stdout
+    done = run("dvc", "repro", "--pull", cwd=clone)
+    assert "Running stage" not in done.stdout
+    assert outputs(clone) == reproduced
+    assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+    run("dvc", "exp", "pull", "origin", "other-seed", cwd=clone)
+    run("dvc", "exp", "apply", "other-seed", cwd=clone)
+    assert outputs(clone) == theirs
+    run("git", "reset", "-q", "--hard", cwd=clone)
+    # a run that the other clone made and pushed
+    shutil.rmtree(clone / ".dvc/cache")
+    set_value(clone / "params.yaml", seed=2)
+    done = run("dvc", "repro", "--pull", cwd=clone)
+    assert "Running stage 'train'" not in done.stdout
+    assert outputs(clone)[MODEL] == theirs[MODEL]
+
+    assert sorted(Path("/").iterdir()) == outside
+    assert [path.name for path in (Path(environment["HOME"]) / ".local/share").iterdir()] == ["chargpt"]
+    assert [path.name for path in default_store(environment).iterdir()] == ["files", "runs"]
+
+
+def test_a_clone_whose_results_nobody_pushed(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
+    """`dvc repro --pull`, which `chargpt check` names there, then makes the results instead."""
+    alone = {"HOME": str(tmp_path / "home")}
+    run("git", "clone", "-q", str(repo), str(tmp_path / "clone"))
+    done = run("dvc", "repro", "--pull", cwd=tmp_path / "clone", **alone)
+    assert "Running stage 'train'" in done.stdout
+    assert outputs(tmp_path / "clone") == outputs(repo)
 
 
 def test_s3_round_trip(run: Run, team: dict[str, Any], clone: Path) -> None:
@@ -222,15 +260,14 @@ def test_credentials_stay_out_of_git(run: Run, team: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("remote", ["store", "team"])
 def test_damaged_object_is_refused_and_healed(
-    run: Run, team: dict[str, Any], clone: Path, s3: Server, remote: str
+    run: Run, team: dict[str, Any], environment: dict[str, str], clone: Path, s3: Server, remote: str
 ) -> None:
     folder = team["folder"]
-    store = {"store": folder / ".dvc/store", "team": s3.folder / "bucket/chargpt"}[remote]
+    store = {"store": default_store(environment), "team": s3.folder / "bucket/chargpt"}[remote]
     if remote == "store":
         run("dvc", "push", "-r", "store", cwd=folder)
     name = md5(folder)
     damage(stored(store, name))
-    configure(clone, "store", url=str(folder / ".dvc/store"))
 
     done = run("dvc", "pull", "-r", remote, cwd=clone, check=False, **CREDENTIALS)
     assert done.returncode != 0
@@ -239,8 +276,7 @@ def test_damaged_object_is_refused_and_healed(
 
     # dvc get verifies nothing; the model file does
     url = f"file://{folder}"
-    place = ["--remote-config", f"url={store}"] if remote == "store" else []
-    run("dvc", "get", url, MODEL, "-o", "got", "--remote", remote, *place, cwd=clone.parent, **CREDENTIALS)
+    run("dvc", "get", url, MODEL, "-o", "got", "--remote", remote, cwd=clone.parent, **CREDENTIALS)
     with pytest.raises(ChargptError, match="does not match its own sha256: damaged in transfer; fetch it again"):
         load_model(clone.parent / "got")
 

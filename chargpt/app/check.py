@@ -116,6 +116,11 @@ def git_problems() -> Iterator[str]:
             )
         if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
             yield "a shallow clone: comparing with older versions fails; type: git fetch --unshallow --tags"
+        if remote := store.relative_remote():
+            yield (
+                f"the remote {remote} has a relative path, which `dvc get` and `dvc exp push` look for elsewhere; type:"
+                f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another full path)"
+            )
         if names := [escape(name) for name in untracked_code()]:
             yield f"{', '.join(names)}: not known to git, so experiments in copies lack it; {remedy(names)}"
 

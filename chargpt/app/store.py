@@ -6,17 +6,40 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from chargpt.app.one_line import one_line
+from chargpt.errors import ChargptError
+
 LARGE = 3e9  # bytes
+
+
+def _default_remote() -> tuple[Path, str | None, str]:
+    """The directory of DVC's cache, and the default remote's name and address.
+
+    Raises ChargptError if DVC cannot read its configuration.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            name = repo.config["core"].get("remote")
+            return Path(repo.cache.local.path), name, repo.config["remote"].get(name, {}).get("url", "")
+    except DvcException as error:
+        raise ChargptError(one_line(error)) from None
 
 
 def places() -> tuple[Path, Path | None]:
     """The directories of DVC's cache, and of its default remote if that is on this machine."""
-    from dvc.repo import Repo
+    cache, _, url = _default_remote()
+    return cache, Path(url) if os.path.isabs(url) else None
 
-    with Repo() as repo:
-        name = repo.config["core"].get("remote")
-        url = str(repo.config["remote"].get(name, {}).get("url", ""))
-        return Path(repo.cache.local.path), Path(url) if os.path.isabs(url) else None
+
+def relative_remote() -> str | None:
+    """The name of the default remote if its path is relative, or None."""
+    from dvc.config_schema import RelPath
+
+    _, name, url = _default_remote()
+    return name if isinstance(url, RelPath) else None
 
 
 def private_remote() -> Path | None:
