@@ -141,11 +141,23 @@ def test_states_that_nobody_came_back_to_are_removed(tmp_path: Path) -> None:
     os.utime(tmp_path / "file", (0, 0))
     with state.locked() as held:
         assert held is state
-        assert {p.name for p in tmp_path.iterdir()} == {"recent", state.folder.name, "file"}
+        assert {p.name for p in tmp_path.iterdir()} == {"recent", state.folder.name}
         assert {p.name for p in state.folder.iterdir()} == {"state.safetensors", "lock"}
     state.clear()
-    assert {p.name for p in tmp_path.iterdir()} == {"recent", "file"}
+    assert {p.name for p in tmp_path.iterdir()} == {"recent"}
     state.clear()
+
+
+def test_the_states_used_last_are_kept_and_those_that_train_now(tmp_path: Path) -> None:
+    states = [State(tmp_path, {"seed": str(seed)}) for seed in range(25)]
+    for age, state in enumerate(states):
+        state.save({"x": torch.zeros(3)}, {})
+        os.utime(state.folder, (time.time() - age * 60,) * 2)
+    with states[24].locked(), State(tmp_path, {"seed": "new"}).locked() as new:
+        os.utime(states[24].folder, (time.time() - 7200,) * 2)
+        State(tmp_path, {"seed": "new"})._tidy_up()
+        kept = {new.folder, *(state.folder for state in states[:18]), states[24].folder}
+        assert set(tmp_path.iterdir()) == kept
 
 
 class Clock:

@@ -25,6 +25,7 @@ from chargpt.training.monitor import SAVE_EVERY_S
 
 LOCK_WAIT_S = 60.0  # a trainer whose DVC died needs a step or an evaluation to notice, and then saves
 ABANDONED_AFTER_S = 14 * 86400.0  # a state unused for two weeks is removed
+MAX_STATES = 20  # of several interrupted runs, the states used last are kept
 
 
 class State:
@@ -81,13 +82,18 @@ class State:
             lock.close()
 
     def _tidy_up(self) -> None:
-        """Remove half-written files of a killed process, and states unused for ABANDONED_AFTER_S."""
+        """Remove half-written files of a killed process, and old states of other runs that do not train now."""
         for half_written in self.folder.glob(".*.tmp"):
             half_written.unlink()
+        used: dict[Path, float] = {}
         for other in self.folder.parent.iterdir():
             with contextlib.suppress(OSError):  # the other run may remove its directory now
-                if other != self.folder and other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S:
-                    shutil.rmtree(other, ignore_errors=True)
+                if other != self.folder:
+                    used[other] = other.lstat().st_mtime
+        latest = sorted(used, key=lambda other: used[other], reverse=True)
+        for place, other in enumerate(latest):
+            if place >= MAX_STATES - 1 or used[other] < time.time() - ABANDONED_AFTER_S:
+                _remove_unlocked(other)
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -132,3 +138,15 @@ class State:
     def clear(self) -> None:
         """Remove the state, after the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove the state of a run, unless a process trains it now."""
+    try:
+        zc.lockfile.LockFile(str(folder / "lock")).close()
+    except zc.lockfile.LockError:
+        return
+    except OSError:  # no directory
+        with contextlib.suppress(OSError):
+            folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""Is the dialect of legacy weights found? Checkpoints of all four dialects, of random sizes and lengths of training.
+
+    python benchmarks/dialects.py 200                 # after `dvc repro prepare`; 15 minutes on two cores
+
+Each is trained as the legacy system trained, by the tests' independent copy of its arithmetic, from 50 updates on. Then
+the dialect is looked for as `chargpt migrate` does. A checkpoint is right, unsure (refused, with the reason) or wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+BUCKETS = (50, 100, 200, 500, 1000, 2001)  # updates
+
+
+def checkpoint(number: int) -> dict[str, Any]:
+    """Train one checkpoint and look for its dialect."""
+    import torch
+    from torch.nn import functional as F
+
+    from chargpt.data import read_tokens
+    from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, choose_dialect, weigh_dialects
+    from chargpt.legacy.directory import LegacyWeights, rename
+    from chargpt.vocab import Vocab
+    from tests.legacy_reference import LegacyModel
+
+    torch.set_num_threads(1)
+    torch.manual_seed(number)
+    draw = random.Random(number)
+    vocab = Vocab.load("artifacts/vocab.json")
+    train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
+    dialect = DIALECTS[number % 4]
+    n_head, head_size = draw.choice([2, 2, 3, 4, 6]), draw.choice([4, 8, 12, 16])
+    n_layer, block_size, batch_size = (
+        draw.choice([1, 2, 3, 4]),
+        draw.choice([8, 16, 32, 64]),
+        draw.choice([4, 8, 16, 32]),
+    )
+    steps, lr = round(50 * 40 ** draw.random()), 10 ** draw.uniform(-3.5, -2)
+    sizes = {"vocab_size": len(vocab), "block_size": block_size, "n_layer": n_layer, "n_head": n_head}
+    sizes |= {"n_embd": n_head * head_size, "dropout": 0.0}
+    model = LegacyModel(len(vocab), block_size, n_head * head_size, n_head, n_layer, dialect)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    text = torch.from_numpy(train_ids.astype("int64"))
+    for _ in range(steps):
+        windows = text[torch.randint(len(text) - block_size, (batch_size, 1)) + torch.arange(block_size + 1)]
+        optimizer.zero_grad()
+        F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()).backward()
+        optimizer.step()
+    weights = LegacyWeights(sizes, rename({name: t.numpy() for name, t in model.state_dict().items()}, sizes))
+    found = weigh_dialects(weights, [val_ids, train_ids])
+    try:
+        verdict = "right" if choose_dialect(found) == dialect else "WRONG"
+    except DoesNotFitCorpus as error:
+        verdict = "untrained" if "frequencies" in str(error) else "unsure"
+    about = f"{n_layer} layers, {n_head} heads of {head_size}, context {block_size}, {steps} updates of {batch_size}, lr {lr:.4f}"
+    return {
+        "verdict": verdict,
+        "steps": steps,
+        "about": f"{number}: {dialect}: {about}: {found}",
+        "read": found.characters,
+    }
+
+
+def main() -> None:
+    numbers = range(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    found = []
+    with ProcessPoolExecutor(2) as pool:
+        for result in pool.map(checkpoint, numbers):
+            found.append(result)
+            if result["verdict"] != "right":
+                print(f"{result['verdict']:<10}{result['about']}", flush=True)
+    print(f"\n{'updates':<14}{'right':>8}{'unsure':>8}{'untrained':>11}{'wrong':>8}")
+    for low, high in zip(BUCKETS, BUCKETS[1:], strict=False):
+        counts = Counter(result["verdict"] for result in found if low <= result["steps"] < high)
+        print(
+            f"{f'{low} to {high - 1}':<14}"
+            + "".join(
+                f"{counts[v]:>{w}}"
+                for v, w in zip(("right", "unsure", "untrained", "WRONG"), (8, 8, 11, 8), strict=True)
+            )
+        )
+    more = sum(result["read"] > 10_000 for result in found)
+    print(f"{more} of {len(found)} needed more than 10,000 characters")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main()
