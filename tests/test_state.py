@@ -148,6 +148,22 @@ def test_states_that_nobody_came_back_to_are_removed(tmp_path: Path) -> None:
     state.clear()
 
 
+def test_a_state_of_other_code_is_told_of(tmp_path: Path) -> None:
+    """It would give another result; a state of other parameters is none of this run's business."""
+    said: list[str] = []
+    inputs = {"parameter lr": "1", "torch": "2.13", "chargpt/model.py": "a", "data/tokens.safetensors": "b"}
+    for changes in ({"chargpt/model.py": "c"}, {"parameter lr": "2"}, {"data/tokens.safetensors": "c"}):
+        State(tmp_path, inputs | changes).save({"x": torch.zeros(3)}, {"step": 7})
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/state.safetensors").write_bytes(b"odd")
+    assert State(tmp_path, inputs, say=said.append).load() is None
+    assert said == [
+        "a state saved at step 7 is not used, because chargpt/model.py changed; undo that to go on there",
+    ]
+    assert State(tmp_path, inputs, say=said.append, fresh=True).load() is None
+    assert len(said) == 1
+
+
 def test_the_states_used_last_are_kept_and_those_that_train_now(tmp_path: Path) -> None:
     states = [State(tmp_path, {"seed": str(seed)}) for seed in range(25)]
     for age, state in enumerate(states):

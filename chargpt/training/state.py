@@ -19,7 +19,7 @@ from typing import Any
 import zc.lockfile
 from torch import Tensor
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, escape
 from chargpt.tensors import open_tensors, tensor_hash, write_tensors
 from chargpt.training.monitor import SAVE_EVERY_S
 
@@ -46,6 +46,7 @@ class State:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        self.inputs = dict(inputs)
         self.folder = root / fingerprint
         self.path = self.folder / "state.safetensors"
         self.fresh, self.say = fresh, say
@@ -105,7 +106,7 @@ class State:
         If the disk is full, `say` reports it, the run goes on, and the state saved before remains.
         """
         held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        about = {"facts": facts, "run": self.folder.name}
+        about = {"facts": facts, "run": self.folder.name, "inputs": self.inputs}
         about["sha256"] = tensor_hash(held, about)
         try:
             write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
@@ -122,6 +123,8 @@ class State:
         if self.fresh:
             self.path.unlink(missing_ok=True)
         if not self.path.exists():
+            if not self.fresh:
+                self._tell_of_other_code()
             return None
         try:
             with open_tensors(self.path) as file:
@@ -134,6 +137,25 @@ class State:
         except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
             self.say(f"{self.path} is damaged; ignored, training starts again")
             return None
+
+    def _tell_of_other_code(self) -> None:
+        """Say that a state of the same parameters and data is not used, because other code or torch saved it."""
+        for path in self.folder.parent.glob("*/state.safetensors"):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
+                with open_tensors(path) as file:
+                    about = json.loads(file.metadata()["chargpt_state"])
+                theirs, step = about.get("inputs"), int(about["facts"]["step"])
+                if theirs is None:
+                    self.say(
+                        f"{path}: saved at step {step} by an earlier version of chargpt; not used, training starts"
+                    )
+                    continue
+                other = {name for name in theirs.keys() | self.inputs if theirs.get(name) != self.inputs.get(name)}
+                if all(name == "torch" or name.endswith(".py") for name in other):
+                    names = ", ".join(escape(name, 60) for name in sorted(other)[:3])
+                    self.say(
+                        f"a state saved at step {step} is not used, because {names} changed; undo that to go on there"
+                    )
 
     def clear(self) -> None:
         """Remove the state, after the run is complete."""
