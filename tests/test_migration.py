@@ -257,12 +257,16 @@ def test_a_corpus_that_is_not_the_one_used(tmp_path: Path) -> None:
 
 
 def test_an_untrained_model_has_no_dialect() -> None:
-    losses = dict.fromkeys(DIALECTS, 4.17) | {"relu-head": 4.16}
+    losses = dict.fromkeys(DIALECTS, 4.17) | {"relu-head": 4.15}
     with pytest.raises(DoesNotFitCorpus, match="character frequencies"):
-        choose_dialect(Evidence(losses, 9.0, 1000, 3.3))
+        choose_dialect(Evidence(losses, 9.0, 1000, 3.3, 2.4))
     with pytest.raises(DoesNotFitCorpus, match=r"too close to tell .*; 3\.9 standard errors .*--dialect"):
-        choose_dialect(Evidence(losses, 3.9, 1000, 4.2))
-    assert choose_dialect(Evidence(losses, 4.0, 1000, 4.2)) == "relu-head"
+        choose_dialect(Evidence(losses, 3.9, 1000, 4.2, 2.4))
+    assert choose_dialect(Evidence(losses, 4.0, 1000, 4.2, 2.4)) == "relu-head"
+    close = losses | {"relu-head": 4.161, "gelu-head": 4.169}
+    with pytest.raises(DoesNotFitCorpus, match=r"too little trained .*--dialect"):
+        choose_dialect(Evidence(close, 40.0, 1000, 4.2, 4.16))
+    assert choose_dialect(Evidence(close, 4.0, 1000, 4.2, 4.162)) == "relu-head"
 
 
 def test_the_text_is_read_on_until_the_dialect_is_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,11 +318,13 @@ def test_a_named_dialect_is_taken(tmp_path: Path) -> None:
 def test_frequency_loss() -> None:
     ids = np.array([0, 0, 1, 1, 4, 4], np.uint8)
     expected = F.cross_entropy(torch.zeros(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])).item()
+    after = [np.log(2), np.log(2), np.log(2), np.log(2), 0]  # 0 or 1 after 0, 1 or 4 after 1, 4 after 4
     weights = LegacyWeights(
         dict(vocab_size=5, block_size=8, n_layer=1, n_head=1, n_embd=4, dropout=0.0),
         {name: t.numpy() for name, t in GPT(GPTConfig(5, 8, 1, 1, 4)).state_dict().items()},
     )
-    assert weigh_dialects(weights, [ids]).without_context == pytest.approx(expected)
+    found = weigh_dialects(weights, [ids])
+    assert (found.from_frequencies, found.from_pairs) == pytest.approx((expected, np.mean(after)))
 
 
 def test_parameters_are_counted() -> None:
