@@ -46,7 +46,7 @@ class DoesNotFitCorpus(ChargptError):
 class Evidence:
     """What the text says about the dialects.
 
-    losses: of each dialect, in nats per character; of one that was clearly worse, over the characters read until then.
+    losses: of each dialect, in nats per character.
     lead: standard errors by which the best is better than the next; at least CLEAR, unless the text ended before.
     characters: number that were read. from_frequencies, from_pairs: loss, in nats per character, of a prediction from
     the frequencies of characters, and of characters after the one before.
@@ -75,24 +75,23 @@ def weigh_dialects(weights: LegacyWeights, texts: Sequence[Ids]) -> Evidence:
     texts: 1-D unsigned ids. With a single head, both attention scales are the same number; only `head` is compared.
     """
     names = [name for name in DIALECTS if weights.sizes["n_head"] > 1 or name.endswith("-head")]
-    contenders = {name: build_model(weights, name) for name in names}
+    models = {name: build_model(weights, name) for name in names}
     nats: dict[str, NDArray[np.float64]] = {name: np.empty(0) for name in names}
     losses: dict[str, float] = {}
-    read = predicted = 0
+    lead, read, predicted = 0.0, 0, 0
     for piece in _pieces(texts):
         read, predicted = read + len(piece), predicted + len(piece) - 1
-        for name, model in contenders.items():
+        for name, model in models.items():
             nats[name] = np.append(nats[name], _group_nats(model, piece))
             loss = nats[name].sum() / predicted
             losses[name] = loss if math.isfinite(loss) else math.inf
-        best = min(contenders, key=lambda name: losses[name])
-        leads = {name: _lead(nats[best], nats[name]) for name in contenders if name != best}
-        contenders = {name: model for name, model in contenders.items() if leads.get(name, 0.0) < CLEAR}
-        if len(contenders) == 1:
+        best = min(names, key=lambda name: losses[name])
+        lead = min(_lead(nats[best], nats[name]) for name in names if name != best)
+        if lead >= CLEAR:
             break
     counted = texts[-1][:PAIRS_FROM].astype(np.int64)
     singles, pairs = _entropy(counted[:-1]), _entropy(counted[:-1] * weights.sizes["vocab_size"] + counted[1:])
-    return Evidence(losses, min(leads.values()), read, _entropy(counted), pairs - singles)
+    return Evidence(losses, lead, read, _entropy(counted), pairs - singles)
 
 
 def _pieces(texts: Sequence[Ids]) -> Iterator[Ids]:
