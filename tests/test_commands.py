@@ -78,8 +78,6 @@ def prepare(page: str, folder: Path) -> dict[str, str]:
         return {name: "" for name in ("https_proxy", "PIP_NO_INDEX")}
     if page == "docs/troubleshooting.md":
         shell("dvc remote add -d -f --local team $PWD/../team && dvc push -q", folder)
-    if page in ("docs/experiments.md", "README.md"):
-        shell("dvc remote add -d -f team $PWD/../team && git commit -q -a -m remote", folder)
     if page == "docs/generating.md":  # texts there are longer than the toy's context
         write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9", block_size=64)
         shell("dvc repro -q", folder)

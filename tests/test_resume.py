@@ -129,7 +129,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(repo: Path, start: St
     assert hashes(repo) == reference
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_says_so(repo: Path, start: Start, reference: dict[str, str], number: int) -> None:
     process = start(CHARGPT_SAVE_EVERY_S="1000")
     wait_for_training(repo)

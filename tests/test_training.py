@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,25 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     losses = [row.val_loss for row in rows]
     assert losses[-1] > min(losses)
     assert evaluate(model, VAL) == min(losses)
+
+
+def test_a_line_is_shown_regularly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no terminal shows a bar: during an evaluation, too."""
+    monkeypatch.setattr("chargpt.app.progress.TELL_EVERY_S", 0.2)
+    progress = Progress(params_with(tmp_path), Stops())
+    with progress:
+        progress.started(3, 90)
+        progress.stepped([])
+        deadline = time.monotonic() + 20
+        while progress.told < deadline - 19 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 7
+    assert all(re.fullmatch(r"train: step 4/90, \d+ char/s, \d+ s left", line) for line in lines), lines
+    time.sleep(0.5)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
