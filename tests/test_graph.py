@@ -166,7 +166,10 @@ def test_stages_read_the_params_they_declare_and_need_no_runner(inside: Path, ru
         recorder = Recorder(load_params())
         run_stage(name, recorder)  # type: ignore[arg-type]
         templated = {dep[2:-1] for dep in stage["deps"] if dep.startswith("${")}
-        assert recorder.read | templated == set(stage.get("params", [])), name
+        if name == "sample":  # lists the whole file
+            assert stage["params"] == [{"params.yaml": None}]
+        else:
+            assert recorder.read | templated == set(stage.get("params", [])), name
     through = {path: path.read_bytes() for path in outputs}
     for name in STAGES:
         for path in (inside / output for output in outputs_of(name)):

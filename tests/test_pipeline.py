@@ -113,6 +113,16 @@ def test_sampling_params_do_not_retrain(repo: Path, run: Run) -> None:
     undo(run)
 
 
+def test_a_key_that_no_stage_reads_is_noticed(repo: Path, run: Run) -> None:
+    with (repo / "params.yaml").open("a") as file:
+        file.write("learning_rate: 0.1\n")
+    done = run("dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert "error: params.yaml: unknown key learning_rate: " in done.stderr
+    undo(run)
+    assert "Running" not in run("dvc", "repro").stdout
+
+
 def test_params_are_refused_before_torch_loads(tmp_path: Path) -> None:
     """Through the runner, whichever stage."""
     write_params(tmp_path / "params.yaml", lr="abc")
