@@ -52,6 +52,11 @@ def write_params(path: Path, **changes: Any) -> Path:
     return path
 
 
+def hear_hangups() -> None:
+    """For a process that is to be started: SIGHUP is not ignored, as it is in tests under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def set_value(path: Path, **values: Any) -> None:
     """Give keys of a params.yaml other values, each in its line and whatever it was before."""
     text = path.read_text(encoding="utf-8")

@@ -148,7 +148,8 @@ def check(target: Target, data: bytes, folder: Path) -> str:
         try:
             result = target.read(folder)
         except ChargptError as error:
-            message = str(error)
+            first, *others = error.args
+            message = "\n".join([first, *(line if line.startswith("  ") else f"error: {line}" for line in others)])
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

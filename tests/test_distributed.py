@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from chargpt.checkpoint import load_model
-from tests.conftest import TEXT, set_value, write_params
+from tests.conftest import TEXT, hear_hangups, set_value, write_params
 from tests.pipeline import ROOT
 
 pytestmark = pytest.mark.system
@@ -41,7 +41,9 @@ def start(folder: Path, launch: str, **variables: str) -> subprocess.Popen[str]:
     path.write_text(re.sub("^launch: .*", f"launch: {launch}", path.read_text(), flags=re.MULTILINE))
     command = [sys.executable, "-m", "stages", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"} | variables
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_hangups
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

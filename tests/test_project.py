@@ -37,7 +37,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
 def test_check_is_content_and_says_what_is_next(repo: Path, run: Run) -> None:
     assert run("chargpt", "check").stdout == "all in order; up to date\n"
     set_value(repo / "params.yaml", lr=0.01)
-    assert run("chargpt", "check").stdout == "all in order; next: dvc repro (changed: train)\n"
+    assert run("chargpt", "check").stdout == "all in order; next: dvc repro (changed: train, sample)\n"
     undo(run)
 
 
@@ -92,7 +92,7 @@ def test_the_first_run_on_another_processor(repo: Path, run: Run) -> None:
     lock = repo / "dvc.lock"
     real, figures = lock.read_text(), (repo / "metrics/evaluate.json").read_text()
     model = next(out["md5"] for out in YAML(typ="safe").load(real)["stages"]["train"]["outs"])
-    lock.write_text(real.replace(model, "0" * 32))
+    lock.write_text(real.replace(model, "f" * 32))
     loss = json.loads(figures)["val_loss"]
     (repo / "metrics/evaluate.json").write_text(figures.replace(str(loss), "1.23456"))
     run("git", "commit", "-q", "-a", "-m", "run on another processor")
@@ -104,7 +104,7 @@ def test_the_first_run_on_another_processor(repo: Path, run: Run) -> None:
     assert f"(val_loss {loss:.4f} here and 1.2346 there)" in note
     assert run("chargpt", "check").stdout.splitlines() == [note, "all in order; up to date"]
     set_value(repo / "params.yaml", lr=0.01)
-    assert run("chargpt", "check").stdout.splitlines()[-1] == "all in order; next: dvc repro (changed: train)"
+    assert run("chargpt", "check").stdout.splitlines()[-1] == "all in order; next: dvc repro (changed: train, sample)"
     run("git", "checkout", "params.yaml")
     run("bash", "-ec", note.split("to record yours: ")[1])
     assert run("chargpt", "check").stdout == "all in order; up to date\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Run, commit, write_params
+from tests.conftest import Run, commit, hear_hangups, write_params
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
 OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
@@ -49,6 +49,7 @@ def start(repo: Path, environment: dict[str, str]) -> Start:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_hangups,
         )
 
     return start
