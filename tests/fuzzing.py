@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chargpt import data as texts
+from chargpt import text as texts
 from chargpt.app.params_edit import legacy_settings
 from chargpt.app.params_file import load_params
 from chargpt.checkpoint import load_model, read_metadata, save_model
