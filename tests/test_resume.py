@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Run, commit, hear_hangups, write_params
+from tests.conftest import Run, commit, hear_hangups, set_value, write_params
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
 OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
@@ -174,6 +174,25 @@ def test_an_orphan_while_torch_loads_saves_and_ends(repo: Path, start: Start, re
     status, output = finish(start())
     assert (status, "continuing at step" in output) == (0, True), output
     assert trained(repo).items() <= reference.items()
+
+
+def test_orphans_of_torchrun_save_and_end(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    """DVC dies before torchrun has started the processes that train, so that none of them ever had it as ancestor."""
+    params = (repo / "params.yaml").read_text()
+    set_value(repo / "params.yaml", launch="torchrun --standalone --nproc-per-node 2")
+    try:
+        process = start(CHARGPT_SAVE_EVERY_S="1000")
+        wait_for(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
+        assert len(trainers(repo)) == 1, "torchrun itself"
+        process.kill()
+        output, _ = process.communicate(timeout=120)
+        assert output.count("stopped (DVC, which started this process, is gone); saved at step") == 1, output
+        assert "Traceback" not in output
+        wait_for(lambda: not trainers(repo))
+        status, output = finish(start())
+        assert (status, "continuing at step" in output) == (0, True), output
+    finally:
+        (repo / "params.yaml").write_text(params)
 
 
 def test_impatient_signals_do_not_disturb_the_ending(repo: Path, start: Start, reference: dict[str, str]) -> None:
