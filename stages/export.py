@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from chargpt.checkpoint import load_model, read_metadata
@@ -18,7 +19,8 @@ def main(_: Params) -> None:
     """Export the model to artifacts/hf."""
     model, vocab = load_model(MODEL)
     metrics = finite_numbers(read_json("metrics/evaluate.json"))
-    export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics)
+    if remark := export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics):
+        print(f"export: {remark}", file=sys.stderr)
 
 
 if __name__ == "__main__":

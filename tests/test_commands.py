@@ -25,7 +25,7 @@ HERE = {
     " BRANCH": " hot-branch",
 }
 # what needs what is not here (network, machines, an hour), and a queue's workers, which test_experiments.py awaits
-NOT_HERE = r"pip install|pre-commit |python -m venv|\. \.venv|PET_|dvc exp run -S n_layer=6|dvc queue start"
+NOT_HERE = r"pip install|pre-commit |python -m venv|\. \.venv|PET_|dvc exp run -S n_layer=6|dvc queue start|vllm"
 # run in an order of their own by test_teams.py and test_remotes.py
 ELSEWHERE = {"docs/versions.md"}
 RUN = [page for page in PAGES if blocks(page) and page not in ELSEWHERE]
@@ -78,7 +78,7 @@ def prepare(page: str, folder: Path) -> dict[str, str]:
         return {name: "" for name in ("https_proxy", "PIP_NO_INDEX")}
     if page == "docs/troubleshooting.md":
         shell("dvc remote add -d -f --local team $PWD/../team && dvc push -q", folder)
-    if page == "docs/generating.md":  # texts there are longer than the toy's context
+    if page in ("docs/generating.md", "docs/engines.md"):  # texts there are longer than the toy's context
         write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9", block_size=64)
         shell("dvc repro -q", folder)
     if page == "docs/experiments.md":

@@ -63,7 +63,7 @@ def test_the_torch_decoder_leaves_the_models_mode(model: GPT) -> None:
 
 
 def test_the_onnx_file_runs_without_us(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
-    """As docs/generating.md shows it."""
+    """As docs/engines.md shows it."""
     save_onnx(model, vocab, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     about = session.get_modelmeta().custom_metadata_map

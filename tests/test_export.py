@@ -29,7 +29,10 @@ def test_transformers_computes_the_same(tmp_path: Path, activation: Any, scale: 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     assert type(theirs).__name__ == "GPT2LMHeadModel"
     idx = torch.randint(0, 10, (4, 8), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(theirs(idx).logits, model(idx), rtol=0, atol=1e-4)
+    logits = theirs(idx).logits
+    torch.testing.assert_close(logits[..., :10], model(idx), rtol=0, atol=1e-4)
+    assert logits.shape[-1] == 13, "the characters, and three special tokens"
+    assert logits[..., 10:].max() < -1e4
 
 
 def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
@@ -41,6 +44,14 @@ def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
     assert tokenizer.decode(VOCAB.encode(text)) == text
     speak = transformers.pipeline("text-generation", model=str(tmp_path / "hf"))
     assert speak("ab", max_new_tokens=3, do_sample=False)[0]["generated_text"].startswith("ab")
+    with pytest.raises(Exception, match="Missing"):
+        tokenizer("\u2603")
+
+
+def test_a_model_that_vllm_refuses_is_told(tmp_path: Path) -> None:
+    assert export(random_model(GPTConfig(10, 8, 1, 2, 64)), VOCAB, tmp_path / "a") == ""
+    wide = export(random_model(GPTConfig(10, 8, 1, 4, 8)), VOCAB, tmp_path / "b")
+    assert "heads have 2 units, stored as 3, and vLLM takes 32, 64" in wide
 
 
 def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:

@@ -193,9 +193,11 @@ def migrate(
 @app.command()
 def export(
     model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
-    output: Annotated[Path, typer.Option(help="Directory to write, or a file that ends in .onnx.")] = Path("hf"),
+    output: Annotated[Path, typer.Option(help="Directory to write, or a file that ends in .gguf or .onnx.")] = Path(
+        "hf"
+    ),
 ) -> None:
-    """Write a Hugging Face directory that transformers loads as GPT-2, or a file for ONNX Runtime."""
+    """Write a model for others: a directory for transformers, .gguf for llama.cpp, .onnx for ONNX Runtime."""
     import_undisturbed("torch")
     from chargpt.checkpoint import read_metadata
 
@@ -205,12 +207,19 @@ def export(
         from chargpt.export.onnx import save_onnx
 
         save_onnx(gpt, vocab, output)
-        print(f"wrote {output}; docs/generating.md shows how ONNX Runtime runs it")
+        print(f"wrote {output}; docs/engines.md shows how ONNX Runtime runs it")
+    elif output.suffix.lower() == ".gguf":
+        from chargpt.export.gguf import save_gguf
+
+        modelfile = save_gguf(gpt, vocab, output)
+        print(f"wrote {output}; try: llama-cli -m {output}, or: ollama create NAME -f {modelfile}")
     else:
         from chargpt.export import huggingface
 
-        huggingface.export(gpt, vocab, output, read_metadata(model)["params"])
+        remark = huggingface.export(gpt, vocab, output, read_metadata(model)["params"])
         print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+        if remark:
+            print(f"note: {remark}", file=sys.stderr)
 
 
 @app.command()

@@ -10,12 +10,13 @@ from typing import Any
 
 from chargpt.errors import ChargptError
 from chargpt.export.card import model_card
-from chargpt.export.layout import gpt2_layout
+from chargpt.export.layout import gpt2_layout, special_tokens
 from chargpt.files import TEMPORARY, remove_leftovers, write_json, write_text
 from chargpt.model import GPT
 from chargpt.tensors import write_tensors
 from chargpt.vocab import Vocab
 
+VLLM_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # units; cpu_attn.py of vLLM 0.32
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 
 
@@ -25,10 +26,11 @@ def export(
     output: str | Path,
     params: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
-) -> None:
+) -> str:
     """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
     params: what the model was trained with. metrics: its metrics. Both appear on the model card only.
+    Returns a remark for the user if vLLM cannot run the model, otherwise an empty string.
     A new directory appears complete. An earlier export is overwritten file by file. No file is removed. The same
     arguments give the same bytes. Raises ChargptError if `output` holds anything but an earlier export, or if a weight
     in GPT-2's layout is not finite.
@@ -36,13 +38,8 @@ def export(
     output = Path(output)
     if output.exists() and not (output.is_dir() and _names(output) in (set(), FILES, FILES - {"README.md"})):
         raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
-    tensors, config = gpt2_layout(model)
-    for tensor_name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ChargptError(
-                f"{output}: not written: in GPT-2's layout {tensor_name} holds nan or infinite values;"
-                " export another model"
-            )
+    special = special_tokens(vocab)
+    tensors, config = gpt2_layout(model, output, len(special))
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output.parent) as name:  # complete, or absent
@@ -53,7 +50,13 @@ def export(
         write_json(folder / "tokenizer.json", tokenizer(vocab))
         write_json(
             folder / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "clean_up_tokenization_spaces": False,
+                "unk_token": special[0],  # CTranslate2 needs names for these three
+                "bos_token": special[1],
+                "eos_token": special[2],
+            },
         )
         write_text(folder / "README.md", model_card(model, vocab, params or {}, metrics or {}, config["n_embd"]))
         if output.exists() and any(output.iterdir()):
@@ -61,6 +64,14 @@ def export(
                 os.replace(folder / file, output / file)
         else:
             os.replace(folder, os.path.realpath(output))
+    head_size = config["n_embd"] // model.config.n_head
+    if head_size in VLLM_HEADS:
+        return ""
+    wider = f", stored as {head_size}" if config["n_embd"] > model.config.n_embd else ""
+    return (
+        f"vLLM does not run this model: its heads have {model.config.n_embd // model.config.n_head} units{wider}, and"
+        f" vLLM takes {', '.join(map(str, VLLM_HEADS[:5]))} ..."
+    )
 
 
 def _names(folder: Path) -> set[str]:
@@ -68,18 +79,20 @@ def _names(folder: Path) -> set[str]:
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:
-    """The content of tokenizer.json: each character is a token.
+    """The content of tokenizer.json: each character is a token, and the special tokens follow.
 
-    A character outside the vocabulary is an error in transformers too.
+    A character outside the vocabulary is an error in transformers too: the unknown token is no entry of `vocab`.
     """
+    special = special_tokens(vocab)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": [{"id": len(vocab) + i, "content": name, **flags} for i, name in enumerate(special)],
         "normalizer": None,
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
         "post_processor": None,
         "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": {c: i for i, c in enumerate(vocab.itos)}, "unk_token": "[UNK]"},
+        "model": {"type": "WordLevel", "vocab": {c: i for i, c in enumerate(vocab.itos)}, "unk_token": special[0]},
     }

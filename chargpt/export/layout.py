@@ -1,24 +1,33 @@
 """Convert the weights of a model to GPT-2's layout.
 
 GPT-2 differs from `GPT` in three ways: its linear layers are stored transposed, its attention scale always follows the
-head size, and its output layer has no bias. Changed weights make up for each difference exactly.
+head size, and its output layer has no bias. Changed weights make up for each difference exactly. Programs that run
+GPT-2 also expect tokens that are no characters; the model gets some that it never produces.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from chargpt.errors import ChargptError
 from chargpt.model import GPT, GPTConfig
+from chargpt.vocab import Vocab
 
 LAYER_NORM_EPS = 1e-5
+IMPOSSIBLE = -1e4  # the logits of tokens that are no characters are below this
 
 
-def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights (float32) with GPT-2's names and shapes, and the content of the config.json that describes them."""
+def gpt2_layout(model: GPT, path: str | Path, more_tokens: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights (float32) with GPT-2's names and shapes, and the content of the config.json that describes them.
+
+    path: named in errors. more_tokens: added after the characters; their embeddings are zero, and their logits are
+    below IMPOSSIBLE. Raises ChargptError if a weight is not finite in this layout.
+    """
     c = model.config
     weights = {name: t.detach().cpu().double() for name, t in model.state_dict().items()}
     head_bias = weights.pop("lm_head.bias")
@@ -27,11 +36,13 @@ def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
     shift = torch.linalg.lstsq(weights["lm_head.weight"], head_bias[:, None], driver="gelsd").solution[:, 0]
     shift = shift.float().double()  # rounded to float32, as it will be stored
     extra = 0
-    if shift.abs().max() < 100 and torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5):
+    exact = torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5)
+    if exact and shift.abs().max() < 100 and c.vocab_size < c.n_embd:
         weights["ln_f.bias"] += shift
     else:
-        extra = c.n_head
-        weights = _widen(weights, head_bias, c)
+        extra = max(c.n_head, 2)
+        weights = _widen(weights, head_bias, c, extra)
+    _add_tokens(weights, more_tokens, c)
     width, head_size = c.n_embd + extra, (c.n_embd + extra) // c.n_head
     tensors = {}
     for name, tensor in weights.items():
@@ -41,15 +52,30 @@ def gpt2_layout(model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if ".c_" in name and tensor.dim() == 2:
             tensor = tensor.T
         tensors[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor.float().contiguous()
-    return tensors, _config(c, width)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ChargptError(
+                f"{path}: not written: in GPT-2's layout {name} holds nan or infinite values; export another model"
+            )
+    return tensors, _config(c, width, c.vocab_size + more_tokens)
 
 
-def _config(c: GPTConfig, width: int) -> dict[str, Any]:
+def special_tokens(vocab: Vocab) -> list[str]:
+    """Names for an unknown, a begin and an end token; each holds a character outside the vocabulary.
+
+    So no text over the vocabulary can be mistaken for one of them.
+    """
+    private = next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in vocab.itos)
+    names = ("<unk>", "<s>", "</s>")
+    return [name if set(name) - set(vocab.itos) else f"{name}{private}" for name in names]
+
+
+def _config(c: GPTConfig, width: int, vocab_size: int) -> dict[str, Any]:
     """The content of config.json for a GPT-2 whose layers are `width` units wide."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": c.vocab_size,
+        "vocab_size": vocab_size,
         "n_positions": c.block_size,
         "n_embd": width,
         "n_layer": c.n_layer,
@@ -67,27 +93,47 @@ def _config(c: GPTConfig, width: int) -> dict[str, Any]:
     }
 
 
-def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig) -> dict[str, Tensor]:
-    """Add one unit per head without changing the function; the first new unit replaces the output layer's bias.
+def _add_tokens(weights: dict[str, Tensor], count: int, c: GPTConfig) -> None:
+    """Add tokens with embeddings of zero and with logits below IMPOSSIBLE; all other logits stay.
 
-    Needed if the vocabulary is larger than the width, because then no shift of the final LayerNorm can give every bias.
+    The rows that the output layer gets point in a direction that its other rows do not see. The bias of the final
+    LayerNorm is shifted so far in that direction that every output has a part of at least 1 in it.
+    """
+    head, scale, bias = (weights[name] for name in ("lm_head.weight", "ln_f.weight", "ln_f.bias"))
+    vocab_size, width = head.shape
+    if width > c.n_embd:
+        direction = torch.eye(width, dtype=head.dtype)[c.n_embd + 1]  # the second new unit is always zero there
+    else:
+        unseen = torch.linalg.qr(head.T, mode="complete").Q[:, vocab_size:]
+        # the one of these directions in which the outputs vary least
+        direction = unseen @ torch.linalg.svd(scale[:, None] * unseen).Vh[-1]
+    lowest = direction @ bias - (direction * scale).norm() * math.sqrt(width)  # LayerNorm's norm is sqrt(width)
+    weights["ln_f.bias"] = bias + (1 - lowest) * direction
+    weights["lm_head.weight"] = torch.cat([head, (2 * IMPOSSIBLE * direction).expand(count, -1)])
+    weights["wte.weight"] = torch.cat([weights["wte.weight"], head.new_zeros(count, width)])
+
+
+def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig, extra: int) -> dict[str, Tensor]:
+    """Add units without changing the function; the first new unit replaces the output layer's bias.
+
+    extra: number of new units, a multiple of n_head and at least 2.
     The first new unit is always 1 after the final LayerNorm, and the output layer multiplies it with the bias.
     LayerNorm subtracts the mean, so the mean may be removed from everything that is written to the residual stream.
     The new units, which are always zero there, then only multiply the variance by n_embd / width. The weights of the
     LayerNorms and their eps make up for that.
     """
     C, nh, hs = c.n_embd, c.n_head, c.n_embd // c.n_head
-    width = C + nh
+    width = C + extra
 
     def per_head(matrix: Tensor) -> Tensor:
-        """(groups * C, n) -> (groups * width, n): add a row of zeros after the rows of each head."""
+        """(groups * C, n) -> (groups * width, n): add rows of zeros after the rows of each head."""
         heads = matrix.reshape(-1, hs, matrix.size(1))
-        return torch.cat([heads, heads.new_zeros(heads.size(0), 1, heads.size(2))], 1).flatten(0, 1)
+        return torch.cat([heads, heads.new_zeros(heads.size(0), extra // nh, heads.size(2))], 1).flatten(0, 1)
 
     def pad(tensor: Tensor, dim: int = -1) -> Tensor:
         """Add zeros for the new units along `dim`, which has the width of the residual stream."""
         zeros = list(tensor.shape)
-        zeros[dim] = nh
+        zeros[dim] = extra
         return torch.cat([tensor, tensor.new_zeros(zeros)], dim)
 
     wide = {}
