@@ -193,11 +193,9 @@ def migrate(
 @app.command()
 def export(
     model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
-    output: Annotated[Path, typer.Option(help="Directory to write, or a file that ends in .gguf or .onnx.")] = Path(
-        "hf"
-    ),
+    output: Annotated[Path, typer.Option(help="Directory, or a file .html, .gguf or .onnx.")] = Path("hf"),
 ) -> None:
-    """Write a model for others: a directory for transformers, .gguf for llama.cpp, .onnx for ONNX Runtime."""
+    """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
     import_undisturbed("torch")
     from chargpt.checkpoint import read_metadata
 
@@ -208,6 +206,11 @@ def export(
 
         save_onnx(gpt, vocab, output)
         print(f"wrote {output}; docs/engines.md shows how ONNX Runtime runs it")
+    elif output.suffix.lower() == ".html":
+        from chargpt.export.play import save_page
+
+        save_page(gpt, vocab, output)
+        print(f"wrote {output}; open it in a browser")
     elif output.suffix.lower() == ".gguf":
         from chargpt.export.gguf import save_gguf
 

@@ -42,7 +42,9 @@ def save_gguf(model: GPT, vocab: Vocab, path: str | Path) -> Path:
             " to a directory or to a .onnx file"
         )
     if SPACE in vocab.itos:
-        raise ChargptError(f"{path}: not written: the vocabulary holds U+2581, which llama.cpp reads as a space")
+        raise ChargptError(
+            f"{path}: not written: the vocabulary holds U+2581, which llama.cpp reads as a space; export to a directory"
+        )
     more = special_tokens(vocab) + BYTES
     tensors, config = gpt2_layout(model, path, len(more))
     characters = [SPACE if character == " " else character for character in vocab.itos]
