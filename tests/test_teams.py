@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import SIGNED, Run
+from chargpt.app.params_file import load_params
+from chargpt.checkpoint import read_metadata
+from tests.conftest import SIGNED, Run, set_value
 from tests.documents import blocks
 
 pytestmark = pytest.mark.system
@@ -99,6 +101,23 @@ def test_the_other_kinds_of_remote_are_configured_as_printed(repo: Path, shell: 
     shell("git checkout .dvc/config", repo)
 
 
-def test_merging(repo: Path, shell: Shell) -> None:
+@pytest.mark.parametrize("options", [[], ["-X", "ours"], ["-X", "theirs"]], ids=" ".join)
+def test_merging(repo: Path, run: Run, shell: Shell, options: list[str]) -> None:
+    """Each branch trained with another parameter; neither model is that of the merged parameters."""
     (command,) = blocks("docs/versions.md", "Merging")
-    shell(command, repo)
+    run("git", "reset", "-q", "--hard", "main")
+    name = "".join(["seed", *options[1:]])
+    for branch, key, value in ((name, "seed", 5), (f"{name}-lr", "lr", 0.0123)):
+        run("git", "switch", "-q", "-c", branch, "main")
+        set_value(repo / "params.yaml", **{key: value})
+        run("dvc", "repro")
+        run("git", "commit", "-q", "-a", "-m", key)
+    merge = subprocess.run(
+        ["git", "merge", "-q", "--no-edit", *options, name], cwd=repo, capture_output=True, text=True
+    )
+    assert "dvc.lock" in merge.stdout + merge.stderr or options, "git reports the conflict"
+    shell(command if merge.returncode else command.splitlines()[0], repo)
+    params = load_params(repo / "params.yaml")
+    assert (params.seed, params.lr) == (5, 0.0123)
+    trained = read_metadata(repo / "artifacts/model.safetensors")["params"]
+    assert (trained["seed"], trained["lr"]) == (5, 0.0123)

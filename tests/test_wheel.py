@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    files = [*ROOT.glob("chargpt/**/*.py"), *ROOT.glob("chargpt/**/*.j2"), ROOT / "chargpt/export/gpt.js", ROOT / "chargpt/py.typed"]
+    files = [path for kind in ("*.py", "*.j2", "*.js", "py.typed") for path in ROOT.glob(f"chargpt/**/{kind}")]
     assert names == {path.relative_to(ROOT).as_posix() for path in files}
 
 
