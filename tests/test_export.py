@@ -17,6 +17,7 @@ from chargpt.vocab import Vocab
 from tests.conftest import random_model
 
 transformers = pytest.importorskip("transformers")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 VOCAB = Vocab(sorted("\n \"'!abc\u00e9\U0001f600"))
 
 
@@ -74,7 +75,8 @@ def test_model_card(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
     export(model, VOCAB, tmp_path / "hf", {"lr": 0.02}, {"val_loss": 1.25})
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    read = huggingface_hub.ModelCard.load(tmp_path / "hf/README.md").data  # as the Hub reads it
+    assert (read.library_name, read.pipeline_tag) == ("transformers", "text-generation")
     for words in (
         "| `lr` | `0.02` |",
         "| `val_loss` | `1.25` |",
