@@ -184,6 +184,29 @@ def test_export(folder: Path) -> None:
     assert chargpt("export", "--output", "artifacts", cwd=folder).returncode == 1
 
 
+def test_export_to_one_file(folder: Path) -> None:
+    for name in ("play.html", "MODEL.GGUF"):
+        done = chargpt("export", "--output", name, cwd=folder)
+        assert (done.returncode, (folder / name).stat().st_size > 1000) == (0, True), done.stderr
+    assert "num_ctx" in (folder / "MODEL.Modelfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["play.htm", "-", "new.safetensors"])
+def test_export_to_a_format_that_is_none(folder: Path, name: str) -> None:
+    done = chargpt("export", "--output", name, cwd=folder)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"--output {name}: no such format; choose a name that ends in .html, .gguf, .onnx, or a" in done.stderr
+    assert not (folder / name).exists()
+
+
+def test_export_over_a_file_or_the_pipelines_own(folder: Path) -> None:
+    (folder / "notes").write_text("mine")
+    assert "notes: is a file; choose a directory" in chargpt("export", "--output", "notes", cwd=folder).stderr
+    (folder / "artifacts/hf").mkdir(exist_ok=True)
+    done = chargpt("export", "--output", "artifacts/hf", cwd=folder)
+    assert (done.returncode, "is the project's artifacts/hf and would replace it" in done.stderr) == (1, True)
+
+
 def test_migrate(tmp_path: Path) -> None:
     """On a text that the committed weights were not trained on: refused; with the dialect named: converted."""
     text = "".join(chr(c) for c in range(65, 65 + 65)) * 20

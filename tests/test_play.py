@@ -88,6 +88,8 @@ def test_what_one_does_on_the_page(tab: Any) -> None:
     after = finished(tab)
     assert (before[:10], len(after)) == (after[:10], 10 + 1 + 60)
     assert tab.evaluate("document.documentElement.scrollWidth") <= tab.viewport_size["width"]
+    assert len(write(tab, "ab", -3)) == 3
+    assert tab.locator("#count").input_value() == "1", "the nearest that can be"
     tab.fill("#beginning", "a\u2603")
     tab.click("#write")
     assert tab.locator("#problem").text_content() == "The model does not know the character \u2603"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from chargpt.model import GPT
     from chargpt.vocab import Vocab
+
+
+EXPORTS = (".html", ".gguf", ".onnx")  # what the name of an exported file may end in
 
 
 class OneLineErrors(TyperGroup):
@@ -200,18 +204,23 @@ def export(
     from chargpt.checkpoint import read_metadata
 
     refuse_inputs(output)
+    kind = output.suffix.lower()
+    if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*|-", kind or output.name):
+        raise ChargptError(
+            f"--output {output}: no such format; choose a name that ends in {', '.join(EXPORTS)}, or a directory"
+        )
     gpt, vocab = _load(model)
-    if output.suffix.lower() == ".onnx":
+    if kind == ".onnx":
         from chargpt.export.onnx import save_onnx
 
         save_onnx(gpt, vocab, output)
         print(f"wrote {output}; docs/engines.md shows how ONNX Runtime runs it")
-    elif output.suffix.lower() == ".html":
+    elif kind == ".html":
         from chargpt.export.play import save_page
 
         save_page(gpt, vocab, output)
         print(f"wrote {output}; open it in a browser")
-    elif output.suffix.lower() == ".gguf":
+    elif kind == ".gguf":
         from chargpt.export.gguf import save_gguf
 
         modelfile = save_gguf(gpt, vocab, output)

@@ -10,6 +10,7 @@ from chargpt.app.params_file import PARAMS_FILE, load_params
 from chargpt.errors import ChargptError
 
 MODEL, TOKENS = "artifacts/model.safetensors", "data/tokens.safetensors"
+EXPORT = "artifacts/hf"
 CURVE, METRICS, REPORT = "metrics/curves.tsv", "metrics/evaluate.json", "metrics/report.html"
 
 
@@ -21,8 +22,8 @@ def require_outputs(*names: str) -> None:
 
 
 def refuse_inputs(output: Path | None) -> None:
-    """Raise ChargptError if writing `output` would replace an input of the pipeline in the current directory."""
-    inputs = ["dvc.yaml", "dvc.lock", PARAMS_FILE]
+    """Raise ChargptError if writing `output` would replace an input of the pipeline here, or its export."""
+    inputs = ["dvc.yaml", "dvc.lock", PARAMS_FILE, EXPORT]
     with suppress(ChargptError):  # not in a project, or with a params.yaml that names no corpus
         inputs.append(load_params().corpus)
     for name in inputs:

@@ -36,6 +36,8 @@ def export(
     in GPT-2's layout is not finite.
     """
     output = Path(output)
+    if output.is_file():
+        raise ChargptError(f"{output}: is a file; choose a directory")
     if output.exists() and not (output.is_dir() and _names(output) in (set(), FILES, FILES - {"README.md"})):
         raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
     special = special_tokens(vocab)
