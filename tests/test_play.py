@@ -90,6 +90,10 @@ def test_what_one_does_on_the_page(tab: Any) -> None:
     assert tab.evaluate("document.documentElement.scrollWidth") <= tab.viewport_size["width"]
     assert len(write(tab, "ab", -3)) == 3
     assert tab.locator("#count").input_value() == "1", "the nearest that can be"
+    tab.fill("#beginning", "abc " * 10_000)
+    tab.click("#write")
+    tab.click("#write")
+    assert len(finished(tab)) < 40_000, "a long beginning can be stopped while the model reads it"
     tab.fill("#beginning", "a\u2603")
     tab.click("#write")
     assert tab.locator("#problem").text_content() == "The model does not know the character \u2603"
