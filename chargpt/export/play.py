@@ -25,11 +25,12 @@ def save_page(model: GPT, vocab: Vocab, path: str | Path) -> None:
     Raises ChargptError if the weights are too large for a page, or if one is not finite.
     """
     tensors = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    size = sum(4 * tensor.numel() for tensor in tensors.values())
-    if size > MAX_BYTES:
+    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
+    parameters = sum(sizes.values())
+    if 4 * parameters > MAX_BYTES:
         raise ChargptError(
-            f"{path}: not written: {size:,} bytes of weights, and a page holds at most {MAX_BYTES:,}; export to a"
-            " directory"
+            f"{path}: not written: {4 * parameters:,} bytes of weights, and a page holds at most {MAX_BYTES:,};"
+            " export to a directory"
         )
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -37,7 +38,7 @@ def save_page(model: GPT, vocab: Vocab, path: str | Path) -> None:
     weights = torch.cat([tensor.flatten() for tensor in tensors.values()]).numpy().astype("<f4").tobytes()
     about = {
         "config": vars(model.config),
-        "sizes": {name: tensor.numel() for name, tensor in tensors.items()},
+        "sizes": sizes,
         "vocab": vocab.itos,
         "kept": max(1, model.config.block_size // KEPT_PART),
     }
@@ -46,7 +47,7 @@ def save_page(model: GPT, vocab: Vocab, path: str | Path) -> None:
         loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=True, keep_trailing_newline=True
     )
     page = templates.get_template("play.html.j2").render(
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        parameters=parameters,
         config=model.config,
         engine=(folder / "gpt.js").read_text(encoding="utf-8"),
         about=json.dumps(about).replace("<", r"\u003c"),  # no text can end the script
