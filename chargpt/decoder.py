@@ -1,35 +1,46 @@
-"""Read characters and predict the next one: fast, with ONNX Runtime, on a CPU; with torch on other devices.
+"""Read characters and choose the next ones: with compiled loops on a processor; with torch on other devices.
 
-For a model of this size, torch spends most of the time of a character on starting operations, not on arithmetic. ONNX
-Runtime runs the same step three times as fast, and `graph.py` makes the graph from the model's weights in milliseconds.
-On other devices, or if the model is too large for one graph, the torch model itself runs with its key/value cache.
+If the model is large, torch's matrix products on all cores are as fast as the loops, and torch runs the model too.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from chargpt.graph import fits, onnx_model, padded_head_size
+from chargpt.kernel import choose, extend, weights_of
 from chargpt.model import GPT, KVCache
 
 IDS = NDArray[np.int64]
-PARAMETERS_PER_THREAD = 400_000  # work per character that justifies another thread
+LARGEST_COMPILED = 25_000_000  # parameters
+ROWS = 4  # texts that are read together: their cache and the weights fit into the processor's
+PIECE = 30_000_000  # parameters times characters of one call
+
+
+class Options(NamedTuple):
+    """How to choose a character; see `kernel.choose`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 class Decoder(Protocol):
-    """Reads a batch of texts of equal length, and predicts the next character of each."""
+    """Reads a batch of texts of equal length, and chooses the next characters of each."""
 
     @property
     def length(self) -> int:
         """How many characters of each text have been read."""
 
-    def read(self, idx: IDS) -> NDArray[np.float32]:
-        """Read idx (B, S) after the characters read before; return the next character's logits (B, vocab_size)."""
+    def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
+        """Read unread (B, S); then choose a character of each text and read it, for each row of uniform (n, B).
+
+        The last choices are not read. Returns the choices, (n, B); -1 where a prediction is not finite.
+        """
 
     def forget(self) -> None:
         """Forget every character that was read."""
@@ -37,8 +48,14 @@ class Decoder(Protocol):
 
 def make_decoder(model: GPT, batch_size: int) -> Decoder:
     """The fastest decoder for the model's device and size."""
-    onnx_runs = fits(model) and model.wte.weight.device.type == "cpu"
-    return OnnxDecoder(model, batch_size) if onnx_runs else TorchDecoder(model, batch_size)
+    small = sum(p.numel() for p in model.parameters()) <= LARGEST_COMPILED
+    on_cpu = model.wte.weight.device.type == "cpu"
+    return CompiledDecoder(model, batch_size) if small and on_cpu else TorchDecoder(model, batch_size)
+
+
+def piece_size(model: GPT) -> int:
+    """How many characters to choose in one call: some milliseconds of work."""
+    return max(1, min(64, PIECE // sum(p.numel() for p in model.parameters())))
 
 
 class TorchDecoder:
@@ -55,8 +72,18 @@ class TorchDecoder:
     def forget(self) -> None:
         self.cache.length = 0
 
+    def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
+        chosen = np.empty(uniform.shape, np.int64)
+        for step, numbers in enumerate(uniform):
+            chosen[step] = choose(self.read(unread), numbers, *options)
+            if chosen[step].min() < 0:
+                return chosen[: step + 1]
+            unread = chosen[step][:, None]
+        return chosen
+
     @torch.inference_mode()
     def read(self, idx: IDS) -> NDArray[np.float32]:
+        """Read idx (B, S) after the characters read before; return the next character's logits (B, V)."""
         was_training = self.model.training
         self.model.eval()
         logits = self.model(torch.from_numpy(idx).to(self.model.wte.weight.device), self.cache)[:, -1]
@@ -64,65 +91,30 @@ class TorchDecoder:
         return logits.cpu().numpy()
 
 
-class OnnxDecoder:
-    """Runs a copy of the model's present weights in an ONNX Runtime session, on a CPU."""
+class CompiledDecoder:
+    """Runs compiled loops on a copy of the model's present weights. Threads share the texts, a few texts at a time."""
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         c = model.config
-        options = onnxruntime.SessionOptions()
-        parameters = sum(p.numel() for p in model.h.parameters())
-        wanted = 1 + parameters * batch_size // PARAMETERS_PER_THREAD
-        options.intra_op_num_threads = max(1, min(torch.get_num_threads(), wanted))
-        options.log_severity_level = 4
-        self.session = onnxruntime.InferenceSession(
-            onnx_model(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        # Inputs and outputs are bound to memory once. A cache is input and output at once: it is extended in place.
-        self.binding = self.session.io_binding()
-        shape = (batch_size, c.n_head, c.block_size, padded_head_size(model))
-        self.caches = {
-            f"{kind}_{i}": np.zeros(shape, np.float32) for i in range(c.n_layer) for kind in ("key", "value")
-        }
-        for name, cache in self.caches.items():
-            self._bind(f"past_{name}", cache)
-            self._bind(f"present_{name}", cache, output=True)
-        self.last, self.total = np.zeros(batch_size, np.int32), np.zeros(1, np.int32)
-        self._bind("last_position", self.last)
-        self._bind("length", self.total)
-        self.one, self.position = np.zeros((batch_size, 1), np.int64), np.zeros(1, np.int64)
-        self.logits = np.zeros((batch_size, 1, c.vocab_size), np.float32)
-        self._bind_step(self.one, self.position, self.logits)
+        self.weights, self.relu = weights_of(model), c.activation == "relu"
+        threads = torch.get_num_threads()
+        rows = min(ROWS, -(-batch_size // threads))
+        self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
+        shape = (c.n_head, c.n_embd // c.n_head, c.block_size)
+        self.keys = [np.zeros((c.n_layer, part.stop - part.start, *shape), np.float32) for part in self.parts]
+        self.values = [np.ascontiguousarray(keys.swapaxes(3, 4)) for keys in self.keys]
+        self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
         self.length = 0
 
     def forget(self) -> None:
         self.length = 0
 
-    def read(self, idx: IDS) -> NDArray[np.float32]:
-        batch_size, count = idx.shape
-        self.last[:] = self.length + count - 1
-        self.total[0] = self.length + count
-        if count == 1:
-            self.one[:] = idx
-            self.position[0] = self.length
-            self.session.run_with_iobinding(self.binding)
-            logits = self.logits
-        else:
-            if self.length:  # ONNX Runtime's attention reads several positions at once only if its cache is empty
-                return [self.read(column) for column in np.split(idx, count, axis=1)][-1]
-            logits = np.empty((batch_size, count, self.logits.shape[2]), np.float32)
-            positions = np.arange(count)
-            idx = np.ascontiguousarray(idx)
-            self._bind_step(idx, positions, logits)
-            self.session.run_with_iobinding(self.binding)
-            self._bind_step(self.one, self.position, self.logits)
-        self.length += count
-        return logits[:, -1]
+    def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
+        def work(part: slice, keys: NDArray[np.float32], values: NDArray[np.float32]) -> IDS:
+            texts, numbers = np.ascontiguousarray(unread[part]), np.ascontiguousarray(uniform[:, part])
+            return extend(self.weights, self.relu, keys, values, texts, self.length, numbers, *options)
 
-    def _bind_step(self, idx: IDS, positions: IDS, logits: NDArray[np.float32]) -> None:
-        self._bind("idx", idx)
-        self._bind("positions", positions)
-        self._bind("logits", logits, output=True)
-
-    def _bind(self, name: str, array: NDArray[Any], output: bool = False) -> None:
-        bind = self.binding.bind_output if output else self.binding.bind_input
-        bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        run = map if self.pool is None else self.pool.map
+        chosen = np.concatenate(list(run(work, self.parts, self.keys, self.values)), axis=1)
+        self.length += unread.shape[1] + len(uniform) - 1
+        return chosen

@@ -1,57 +1,20 @@
-"""Choose the next character from the model's predictions, and generate text character by character."""
+"""Generate text, character by character."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from chargpt.decoder import make_decoder
+from chargpt.decoder import Options, make_decoder, piece_size
 from chargpt.errors import ChargptError
 from chargpt.model import GPT
 
-DRAWN_AT_ONCE = 256  # random numbers drawn at once for each row
 KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as all of it, and leaves 7/8 free
-
-
-def choose(
-    logits: NDArray[np.floating[Any]],
-    uniform: NDArray[np.float64],
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> NDArray[np.int64]:
-    """Draw one id per row from the model's probabilities, by inverting their cumulative sum.
-
-    logits: (B, V) floats. uniform: (B,) random numbers in [0, 1). Returns (B,) int64.
-    temperature: divides the logits; 0 takes the likeliest id. top_k: draw from the k likeliest ids only (of equally
-    likely ids, the lower ones). top_p: draw only from the likeliest ids, as few as add up to a probability of top_p
-    (source: Holtzman et al. 2020). Raises ChargptError if a logit is not finite.
-    """
-    best = logits.max(axis=1, keepdims=True)
-    if not np.isfinite(logits).all():
-        raise ChargptError("the model's predictions are not finite numbers: it diverged in training; use another")
-    if temperature == 0:
-        return logits.argmax(axis=1)
-    # The largest logit becomes 0. A logit that overflows is so far below that its id is impossible: -inf is right.
-    with np.errstate(over="ignore"):
-        probs = np.exp(np.subtract(logits, best, dtype=np.float64) / temperature)
-    if top_k is not None or top_p is not None:
-        order = np.argsort(-logits, axis=1, kind="stable")
-        ranked = np.take_along_axis(probs, order, axis=1)
-        if top_k is not None:
-            ranked[:, top_k:] = 0
-        if top_p is not None:
-            reached = ranked.cumsum(axis=1) / ranked.sum(axis=1, keepdims=True)
-            ranked[:, 1:][reached[:, :-1] >= top_p] = 0
-        np.put_along_axis(probs, order, ranked, axis=1)
-    cumulative = probs.cumsum(axis=1)
-    return (cumulative > uniform[:, None] * cumulative[:, -1:]).argmax(axis=1)
 
 
 def stream(
@@ -73,28 +36,44 @@ def stream(
     _check_options(max_tokens, temperature, top_k, top_p)
     # Each row has its own random generator, so that its text does not depend on the number of rows.
     rows = [_row_generator(generator) for _ in range(idx.size(0))]
-    return _stream(model, idx, max_tokens, rows, exact, temperature=temperature, top_k=top_k, top_p=top_p)
+    return _stream(model, idx, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
 
 
 def _stream(
-    model: GPT, idx: Tensor, max_tokens: int, rows: list[torch.Generator], exact: bool, **options: Any
+    model: GPT,
+    idx: Tensor,
+    max_tokens: int,
+    rows: list[torch.Generator],
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    exact: bool,
 ) -> Iterator[Tensor]:
-    block_size = model.config.block_size
+    block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    options = Options(
+        float(temperature), min(top_k or vocab_size, vocab_size), math.inf if top_p is None else float(top_p)
+    )
     # number of characters that are read again when the context is full
     kept = block_size if exact else max(1, block_size // KEPT_PART)
-    decoder = make_decoder(model, idx.size(0))
+    decoder, piece = make_decoder(model, idx.size(0)), piece_size(model)
     recent = unread = idx[:, -block_size:].cpu().numpy()
-    for step in range(max_tokens):
+    while max_tokens:
         if decoder.length + unread.shape[1] > block_size:
             decoder.forget()
             unread = recent[:, -kept:]
-        logits = decoder.read(unread)
-        if step % DRAWN_AT_ONCE == 0:
-            uniforms = np.stack([torch.rand(DRAWN_AT_ONCE, dtype=torch.float64, generator=row).numpy() for row in rows])
-        chosen = choose(logits, uniforms[:, step % DRAWN_AT_ONCE], **options)
-        unread = chosen[:, None]
-        recent = np.concatenate([recent, unread], axis=1)[:, -block_size:]
-        yield torch.from_numpy(chosen)
+        count = min(max_tokens, piece, block_size + 1 - decoder.length - unread.shape[1])
+        uniform = np.stack([torch.rand(count, dtype=torch.float64, generator=row).numpy() for row in rows], axis=1)
+        chosen = decoder.extend(unread, uniform, options)
+        for ids in chosen:
+            if ids.min() < 0:
+                raise ChargptError(
+                    "the model's predictions are not finite numbers: it diverged in training; use another"
+                )
+            yield torch.from_numpy(ids)
+        unread = chosen[-1:].T
+        recent = np.concatenate([recent, chosen.T], axis=1)[:, -block_size:]
+        max_tokens -= count
 
 
 def generate(
@@ -142,7 +121,7 @@ def generate_each(
     does, because that decides its random numbers.
     """
     _check_options(max_tokens, temperature, top_k, top_p)
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
     rows = [_row_generator(generator) for _ in prompts]
     texts = list(prompts)
     for prompt in prompts:
@@ -150,7 +129,7 @@ def generate_each(
     for length in sorted({len(prompt) for prompt in prompts}):
         numbers = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         idx = torch.stack([prompts[i] for i in numbers])
-        new = _stream(model, idx, max_tokens, [rows[i] for i in numbers], exact, **options)
+        new = _stream(model, idx, max_tokens, [rows[i] for i in numbers], **options)
         for i, text in zip(numbers, torch.cat([idx, *(chosen[:, None] for chosen in new)], dim=1), strict=True):
             texts[i] = text
     return texts

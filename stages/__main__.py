@@ -73,7 +73,7 @@ def train(params: Params) -> None:
         return launch(params.launch.split()[1:], "stages", "train")
     stops = Stops()
     surroundings = Surroundings(
-        monitor=Progress(params, stops),
+        monitor=Progress(params, stops, machine.step_signal()),
         state_root=machine.state_root(),
         save_every_s=machine.seconds_between_saves(),
         fresh=machine.fresh_start(),

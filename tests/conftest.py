@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shutil
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 import zc.lockfile
 from ruamel.yaml import YAML
 
+from chargpt import kernel
 from chargpt.__main__ import main
 from chargpt.app.params_file import load_params
 from chargpt.model import GPT, GPTConfig
@@ -90,6 +93,18 @@ def random_model(config: GPTConfig, seed: int = 0) -> GPT:
     return model.eval()
 
 
+def choose(
+    logits: np.ndarray,
+    uniform: np.ndarray,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> np.ndarray:
+    """Draw one id per row, as `generate` does."""
+    V = logits.shape[1]
+    return kernel.choose(logits, uniform, float(temperature), min(top_k or V, V), math.inf if top_p is None else top_p)
+
+
 # one slow example on a busy machine is no failure
 hypothesis.settings.register_profile("chargpt", deadline=None)
 hypothesis.settings.load_profile("chargpt")
@@ -148,12 +163,16 @@ def clone(folder: Path) -> None:
     write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9")
 
 
+CACHE = os.environ.get("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))  # compiled code, fonts
+
+
 def environment_of(folder: Path) -> dict[str, str]:
     """For commands in a project below the folder: no git identity, no network, DVC directories of its own."""
     foreign = ("GIT_", "DVC_", "AWS_", "RCLONE_", "PYTHONPATH")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return inherited | {
         "HOME": str(folder),
+        "XDG_CACHE_HOME": CACHE,
         "GIT_CONFIG_GLOBAL": os.devnull,
         "DVC_SITE_CACHE_DIR": str(folder / "site"),
         "DVC_NO_ANALYTICS": "1",

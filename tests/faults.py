@@ -23,7 +23,14 @@ from tests.pipeline import ROOT
 
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 OLD = b"what an earlier run wrote\n"
-HF_FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+HF_FILES = (
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "onnx/model.onnx",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 # Runs a stage as `python -m stages NAME` does; at a moment that Python's audit events tell, something happens.
 RUNNER = """

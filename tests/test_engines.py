@@ -24,6 +24,7 @@ from chargpt.model import GPT, GPTConfig
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
 from tests.conftest import random_model
+from tests.pipeline import ROOT
 
 CHARACTERS = sorted("\n \"'!<>/sabc\u00e9\U0001f600")
 VOCAB = Vocab(CHARACTERS)
@@ -113,6 +114,30 @@ def test_ctranslate2_writes_the_same_text(model: GPT, tmp_path: Path) -> None:
     (scores,) = engine.score_batch([list(TEXT)])
     ours = [log_probabilities(model, TEXT[:i])[TEXT[i]] for i in range(1, len(TEXT))]
     assert all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(scores.log_probs, ours, strict=True))
+
+
+JAVASCRIPT = """
+import { env, pipeline } from "@huggingface/transformers";
+const [parent, prompt, count] = process.argv.slice(1);
+env.allowRemoteModels = false;
+env.localModelPath = parent;
+const generator = await pipeline("text-generation", "hf");
+const [{ generated_text }] = await generator(prompt, { max_new_tokens: Number(count), do_sample: false });
+const ids = generator.tokenizer.encode(prompt);
+console.log(JSON.stringify([generated_text, ids]));
+"""
+
+
+@pytest.mark.engine
+def test_transformers_js_writes_the_same_text(model: GPT, tmp_path: Path) -> None:
+    if not (ROOT / "node_modules/@huggingface/transformers").is_dir():
+        pytest.skip("transformers.js is not installed: npm install --ignore-scripts @huggingface/transformers")
+    export(model, VOCAB, tmp_path / "hf")
+    command = ["node", "--input-type=module", "--eval", JAVASCRIPT, "--", str(tmp_path), TEXT, "200"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text, ids = json.loads(done.stdout)
+    assert (text, ids) == (TEXT + greedy(model, TEXT, 200), VOCAB.encode(TEXT))
 
 
 SERVERS = {

@@ -60,7 +60,8 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
     export(model, VOCAB, tmp_path / "a")
     export(model, VOCAB, tmp_path / "b")
     export(model, VOCAB, tmp_path / "b")
-    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.*"))
+    assert len(names) == 6
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
     (tmp_path / "mine").mkdir()
     for name in ("thesis.txt", "config.json"):
@@ -116,7 +117,7 @@ def test_a_new_export_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 export(model, VOCAB, output)
         assert not output.exists() or not list(output.iterdir())
         export(model, VOCAB, output)
-        assert len(list(output.iterdir())) == 5
+        assert len(list(output.iterdir())) == 6
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".chargpt*"))
 
 

@@ -77,7 +77,7 @@ def test_nobody_imports_a_whole_package() -> None:
 def test_the_inner_rings_know_no_people_and_no_tools(module: str) -> None:
     """No DVC, git, terminal, signal, exit code or environment variable."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-    outside = {"dvc", "gto", "typer", "rich", "tqdm", "signal", "argparse", "psutil", "platformdirs", "logging"}
+    outside = {"dvc", "gto", "typer", "rich", "tqdm", "signal", "argparse", "psutil", "platformdirs"}
     assert not {name.split(".")[0] for name in imports(modules()[module])} & outside
     nodes = list(ast.walk(tree))
     used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute | ast.Name)}

@@ -19,11 +19,10 @@ from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate, metrics
 from chargpt.legacy.migration import migrate
 from chargpt.model import GPT, GPTConfig
-from chargpt.sampling import choose
 from chargpt.training.curve import Row
 from chargpt.training.loop import train
 from chargpt.training.start import new_model
-from tests.conftest import random_model, write_params
+from tests.conftest import choose, random_model, write_params
 from tests.test_migration import VOCAB, legacy_model, save
 from tests.test_training import TRAIN, VAL
 
@@ -197,7 +196,7 @@ def test_choosing_at_the_limits_of_floats(
 ) -> None:
     """Always an id of a positive probability; where the temperature leaves one only, the likeliest."""
     logits = np.array([values], np.float32)
-    chosen = choose(logits, np.array([u]), temperature=temperature, top_k=top_k, top_p=top_p)[0]
+    chosen = choose(logits, np.array([u]), temperature, top_k, top_p)[0]
     assert 0 <= chosen < len(values)
     gap = float(logits.max()) - float(logits[0, chosen])
     assert gap <= 745 * max(temperature, 5e-324)  # exp(-745) is the smallest number above 0

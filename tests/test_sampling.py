@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from chargpt.app.params_file import load_params
 from chargpt.errors import ChargptError
 from chargpt.model import GPT, GPTConfig
-from chargpt.sampling import choose, generate, generate_each, stream
+from chargpt.sampling import generate, generate_each, stream
 from chargpt.training.loop import train
 from chargpt.training.start import new_model
-from tests.conftest import random_model, write_params
+from tests.conftest import choose, random_model, write_params
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -103,11 +103,20 @@ def test_of_equals_the_lower_ids_are_kept() -> None:
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_predictions_that_are_no_numbers(wrong: float, temperature: float) -> None:
-    with pytest.raises(
-        ChargptError, match=r"^the model's predictions are not finite numbers: it diverged in training; use an"
-    ):
-        choose(np.array([[0.0, wrong, 1.0]]), np.array([0.5]), temperature=temperature)
+def test_predictions_that_are_no_numbers(wrong: float, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(np.array([[0.0, 1.0], [wrong, 1.0], [1.0, wrong]]), np.full(3, 0.9), temperature).tolist() == [
+        1,
+        -1,
+        -1,
+    ]
+    model = even_model()
+    model.lm_head.bias.data[3] = wrong
+    for largest in (10**9, 0):
+        monkeypatch.setattr("chargpt.decoder.LARGEST_COMPILED", largest)
+        with pytest.raises(
+            ChargptError, match=r"^the model's predictions are not finite numbers: it diverged in training; use an"
+        ):
+            generate(model, torch.tensor([[0], [1]]), 2, temperature=temperature)
 
 
 def even_model(block_size: int = 16) -> GPT:
@@ -119,7 +128,7 @@ def even_model(block_size: int = 16) -> GPT:
 
 
 def test_a_long_text_does_not_repeat() -> None:
-    """Random numbers are drawn 256 at a time; a text without a pattern has no pattern of that length."""
+    """A text without a pattern has no pattern of the length that is generated in one call."""
     text = generate(even_model(), torch.tensor([[0]]), 600, generator=seeded(1))[0, 1:].numpy()
     for period in range(1, 400):
         assert (text[period:] == text[:-period]).mean() < 0.3, period

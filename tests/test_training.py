@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chargpt.app import machine
 from chargpt.app.params_file import load_params
 from chargpt.app.progress import Progress
 from chargpt.app.signals import Stops
@@ -115,6 +117,27 @@ def test_a_line_is_shown_regularly(
     assert all(re.fullmatch(r"train: step 4/90, \d+ char/s, \d+ s left", line) for line in lines), lines
     time.sleep(0.5)
     assert capsys.readouterr().err == ""
+
+
+def test_an_editor_is_told_of_each_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the main checkout, also from a copy. A file that cannot be written is no reason to stop."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    signal_file = machine.step_signal()
+    assert signal_file == tmp_path / ".dvc/tmp/exps/run/DVCLIVE_STEP_COMPLETED"
+    params = params_with(tmp_path)
+    steps = []
+
+    class Reader(Progress):
+        def evaluated(self, row: Row) -> None:
+            super().evaluated(row)
+            steps.append((row.step, json.loads(signal_file.read_text())))
+
+    train(new_model(params, 11), TRAIN, VAL, params, lambda row: None, monitor=Reader(params, Stops(), signal_file))
+    assert steps and all(told == {"pid": os.getpid(), "step": step} for step, told in steps)
+    assert not signal_file.exists()
+    (tmp_path / "file").touch()
+    closed = Progress(params, Stops(), tmp_path / "file/signal")
+    train(new_model(params, 11), TRAIN, VAL, params, lambda row: None, monitor=closed)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

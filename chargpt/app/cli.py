@@ -315,6 +315,24 @@ def gate(
 
 
 @app.command()
+def mlflow(
+    tracking_uri: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Store to write to, a directory or a server.", show_default="$MLFLOW_TRACKING_URI"),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="MLflow's name for the experiments.", show_default="the project's folder"),
+    ] = None,
+) -> None:
+    """Copy all commits and experiments, with their training curves, into an MLflow store; needs `mlflow-skinny`."""
+    from chargpt.app.mlflow import mirror
+
+    new, old = mirror(tracking_uri, name)
+    print(f"new runs: {new}; already there: {old}")
+
+
+@app.command()
 def release(
     version: Annotated[str, typer.Argument(help="Version, such as v1.2.0.")],
     name: Annotated[str, typer.Option(help="Name of an artifact that dvc.yaml declares.")] = "chargpt",

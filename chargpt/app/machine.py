@@ -21,6 +21,14 @@ def state_root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "chargpt"
 
 
+def step_signal() -> Path:
+    """The file whose change tells DVC's extension for VS Code to read the curve again, also of a run in a copy.
+
+    Source: iterative/vscode-dvc#4528.
+    """
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "exps" / "run" / "DVCLIVE_STEP_COMPLETED"
+
+
 def seconds_between_saves() -> float:
     """CHARGPT_SAVE_EVERY_S, or 15 if it is not set. Raises ChargptError if it is not a number of at least 0."""
     value = os.environ.get("CHARGPT_SAVE_EVERY_S") or SAVE_EVERY_S

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from chargpt.app.signals import Stops
+from chargpt.files import write_json
 from chargpt.training.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -25,10 +28,14 @@ TELL_EVERY_S = 15.0  # longest silence in a file
 
 
 class Progress(Monitor):
-    """Shows losses, learning rate, characters per second and time left on stderr; stops the run if `stops` says so."""
+    """Shows losses, learning rate, characters per second and time left on stderr; stops the run if `stops` says so.
 
-    def __init__(self, params: Params, stops: Stops) -> None:
+    signal: a file to write after each evaluation, for programs that wait for new figures; removed at the end.
+    """
+
+    def __init__(self, params: Params, stops: Stops, signal: Path | None = None) -> None:
         self.stops = stops
+        self.signal = signal
         self.max_iters = 0
         self.batch = params.batch_size * params.block_size
         self.live = sys.stderr.isatty()
@@ -45,6 +52,9 @@ class Progress(Monitor):
     def __exit__(self, *error: object) -> None:
         self.stops.__exit__(*error)
         self.ended.set()
+        if self.signal:
+            with suppress(OSError):
+                self.signal.unlink(missing_ok=True)
         if self.bar is not None:
             self.bar.close()
 
@@ -80,6 +90,10 @@ class Progress(Monitor):
 
     def evaluated(self, row: Row) -> None:
         self.row = f"val {row.val_loss:.4f} lr {row.lr:.2e}"
+        if self.signal:
+            with suppress(OSError):  # a full disk is no reason to lose the training
+                self.signal.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.signal, {"pid": os.getpid(), "step": row.step})
         if not self.live:
             self.say(f"step {row.step}/{self.max_iters}: train {row.train_loss:.4f} {self.row}{self._pace(row.step)}")
 

@@ -11,13 +11,16 @@ from typing import Any
 from chargpt.errors import ChargptError
 from chargpt.export.card import model_card
 from chargpt.export.layout import gpt2_layout, special_tokens
+from chargpt.export.onnx import fits, gpt2_graph, write_onnx
 from chargpt.files import TEMPORARY, remove_leftovers, write_json, write_text
 from chargpt.model import GPT
 from chargpt.tensors import write_tensors
 from chargpt.vocab import Vocab
 
 VLLM_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # units; cpu_attn.py of vLLM 0.32
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+ONNX = "onnx/model.onnx"  # where transformers.js looks for it
+NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = NEEDED | {ONNX, "README.md"}
 
 
 def export(
@@ -29,6 +32,8 @@ def export(
 ) -> str:
     """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
+    For transformers.js, the model is also there as an ONNX graph, if its weights fit into one (2 GiB).
+
     params: what the model was trained with. metrics: its metrics. Both appear on the model card only.
     Returns a remark for the user if vLLM cannot run the model, otherwise an empty string.
     A new directory appears complete. An earlier export is overwritten file by file. No file is removed. The same
@@ -38,7 +43,7 @@ def export(
     output = Path(output)
     if output.is_file():
         raise ChargptError(f"{output}: is a file; choose a directory")
-    if output.exists() and not (output.is_dir() and _names(output) in (set(), FILES, FILES - {"README.md"})):
+    if output.exists() and not (output.is_dir() and (not _names(output) or NEEDED <= _names(output) <= FILES)):
         raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
     special = special_tokens(vocab)
     tensors, config = gpt2_layout(model, output, len(special))
@@ -61,8 +66,13 @@ def export(
             },
         )
         write_text(folder / "README.md", model_card(model, vocab, params or {}, metrics or {}, config["n_embd"]))
+        (folder / ONNX).parent.mkdir()
+        if fits(tensors):
+            write_onnx(gpt2_graph(tensors, config), folder / ONNX)
         if output.exists() and any(output.iterdir()):
-            for file in sorted(FILES):
+            (output / ONNX).parent.mkdir(exist_ok=True)
+            (output / ONNX).unlink(missing_ok=True)  # the new model may be too large for one
+            for file in sorted(_names(folder)):
                 os.replace(folder / file, output / file)
         else:
             os.replace(folder, os.path.realpath(output))
@@ -77,7 +87,8 @@ def export(
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return {path.as_posix() for path in paths if not path.name.startswith(".")}
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def _config(c: GPTConfig, width: int, vocab_size: int) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
         "dtype": "float32",
+        "transformers.js_config": {"dtype": "fp32"},  # the one ONNX file that there is
     }
 
 

@@ -1,31 +1,185 @@
-"""Export a model as one .onnx file for ONNX Runtime."""
+"""Export a model as an ONNX graph of standard operators, with the inputs and outputs that transformers.js expects."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from onnx import helper
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from chargpt.errors import ChargptError
+from chargpt.export.layout import gpt2_layout
 from chargpt.files import atomic_write
-from chargpt.graph import fits, onnx_model, weight_bytes
 from chargpt.model import GPT
 from chargpt.vocab import Vocab
 
+OPSET, IR_VERSION = 17, 8  # the oldest with the operator LayerNormalization
+LARGEST = 1_900_000_000  # bytes of weights; an ONNX file that contains its weights is limited to 2 GiB
+EMBEDDINGS = (("wte", "input"), ("wpe", "position"))
+MASKED = -1e9  # added to the score of a position that must not be seen
+
 
 def save_onnx(model: GPT, vocab: Vocab, path: str | Path) -> None:
-    """Write a model as one .onnx file for ONNX Runtime.
+    """Write a model as one .onnx file.
 
-    The inputs and outputs are those of `graph.onnx_model`. The metadata holds the characters, as `vocab`, and
-    `block_size`.
+    The inputs and outputs are those of `gpt2_graph`. The metadata holds the characters, as `vocab`, and `block_size`.
     Raises ChargptError if the weights do not fit into one file.
     """
-    if not fits(model):
+    tensors, config = gpt2_layout(model, path, 0)
+    if not fits(tensors):
         raise ChargptError(
-            f"{path}: {weight_bytes(model):,} bytes of weights; one .onnx file holds 2 GiB: export to a"
+            f"{path}: {weight_bytes(tensors):,} bytes of weights; one .onnx file holds 2 GiB: export to a"
             " directory instead"
         )
-    graph = onnx_model(model)
+    graph = gpt2_graph(tensors, config)
     helper.set_model_props(graph, {"vocab": "".join(vocab.itos), "block_size": str(model.config.block_size)})
+    write_onnx(graph, path)
+
+
+def write_onnx(graph: onnx.ModelProto, path: str | Path) -> None:
+    """Write a graph; the same graph gives the same bytes."""
     with atomic_write(path) as file:
         file.write(graph.SerializeToString(deterministic=True))
+
+
+def weight_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the weights in float32."""
+    return 4 * sum(t.numel() for t in tensors.values())
+
+
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the weights fit into one ONNX file."""
+    return weight_bytes(tensors) < LARGEST
+
+
+def gpt2_graph(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> onnx.ModelProto:
+    """GPT-2 as an ONNX graph that reads S characters of each of B texts, after P characters read before.
+
+    tensors, config: as `gpt2_layout` returns them.
+    Inputs: input_ids (B, S) int64; attention_mask (B, P + S) int64, 0 for positions that are not to be seen;
+    position_ids (B, S) int64; past_key_values.I.key and .value (B, n_head, P, head size) float32, for layer I.
+    Outputs: logits (B, S, vocab_size) float32; present.I.key and .value (B, n_head, P + S, head size).
+    Source of the names: Hugging Face Optimum.
+    """
+    graph = _Graph(tensors, config)
+    graph.value("input_ids", ["B", "S"], TensorProto.INT64)
+    graph.value("attention_mask", ["B", "P + S"], TensorProto.INT64)
+    graph.value("position_ids", ["B", "S"], TensorProto.INT64)
+    graph.value("logits", ["B", "S", config["vocab_size"]], output=True)
+    node = graph.node
+    mask = graph.mask()
+    characters, positions = (node("Gather", graph.weight(f"{name}.weight"), f"{kind}_ids") for name, kind in EMBEDDINGS)
+    x = node("Add", characters, positions)
+    for i in range(config["n_layer"]):
+        x = node("Add", x, graph.attention(i, graph.layer_norm(f"h.{i}.ln_1", x), mask))
+        hidden = graph.activation(graph.linear(f"h.{i}.mlp.c_fc", graph.layer_norm(f"h.{i}.ln_2", x)))
+        x = node("Add", x, graph.linear(f"h.{i}.mlp.c_proj", hidden))
+    head = graph.constant(tensors["lm_head.weight"].numpy().T, "lm_head.weight")
+    node("MatMul", graph.layer_norm("ln_f", x), head, outputs=["logits"])
+    return graph.finish()
+
+
+class _Graph:
+    """A graph under construction. Each method adds nodes or weights and returns the name of its result."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        self.tensors, self.config = tensors, config
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def value(self, name: str, shape: list[str | int], kind: int = TensorProto.FLOAT, output: bool = False) -> str:
+        """Add an input or an output of the graph."""
+        (self.outputs if output else self.inputs).append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def node(self, kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
+        """Add a node and return the name of its first output."""
+        names = list(outputs) or [f"{kind}_{len(self.nodes)}"]
+        self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        return names[0]
+
+    def constant(self, array: NDArray[Any], name: str = "") -> str:
+        """Add an array."""
+        name = name or f"constant_{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+    def integers(self, *numbers: int) -> str:
+        """Add a list of integers: sizes, axes or indices."""
+        return self.constant(np.array(numbers, np.int64))
+
+    def weight(self, name: str) -> str:
+        """Add a weight of the model."""
+        return self.constant(self.tensors[f"transformer.{name}"].numpy(), name)
+
+    def linear(self, name: str, x: str) -> str:
+        """A linear layer."""
+        return self.node("Add", self.node("MatMul", x, self.weight(f"{name}.weight")), self.weight(f"{name}.bias"))
+
+    def layer_norm(self, name: str, x: str) -> str:
+        """A LayerNorm."""
+        parts = [self.weight(f"{name}.{part}") for part in ("weight", "bias")]
+        return self.node("LayerNormalization", x, *parts, epsilon=self.config["layer_norm_epsilon"])
+
+    def activation(self, x: str) -> str:
+        """ReLU, or GELU: x/2 (1 + erf(x / sqrt(2)))."""
+        if self.config["activation_function"] == "relu":
+            return self.node("Relu", x)
+        half, one, root = (self.constant(np.array(value, np.float32)) for value in (0.5, 1, 0.5**0.5))
+        share = self.node("Add", self.node("Erf", self.node("Mul", x, root)), one)
+        return self.node("Mul", self.node("Mul", x, half), share)
+
+    def mask(self) -> str:
+        """What is added to attention scores, (B, 1, S, P + S): 0 for positions that are seen, otherwise MASKED."""
+
+        def length(name: str) -> str:
+            return self.node("Gather", self.node("Shape", name), self.constant(np.array(1)))
+
+        zero, one = self.constant(np.array(0)), self.constant(np.array(1))
+        total = length("attention_mask")
+        keys = self.node("Range", zero, total, one)
+        queries = self.node("Range", self.node("Sub", total, length("input_ids")), total, one)
+        future = self.node("Greater", keys, self.node("Unsqueeze", queries, self.integers(1)))
+        given = self.node("Unsqueeze", "attention_mask", self.integers(1, 2))
+        hidden = self.node("Or", self.node("Equal", given, zero), future)
+        masked, seen = (self.constant(np.array(value, np.float32)) for value in (MASKED, 0))
+        return self.node("Where", hidden, masked, seen)
+
+    def attention(self, layer: int, x: str, mask: str) -> str:
+        """Causal attention of a layer; reads and extends the cache of the layer."""
+        nh, width = self.config["n_head"], self.config["n_embd"]
+        name, shape = f"h.{layer}.attn", [nh, width // nh]
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        self.node("Split", self.linear(f"{name}.c_attn", x), outputs=parts, axis=-1)
+        heads = [self.node("Reshape", part, self.integers(0, 0, *shape)) for part in parts]
+        q, *new = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in heads)
+        k, v = (
+            self.node("Concat", self._cache(f"past_key_values.{layer}.{kind}", "P"), part, axis=2, outputs=[to])
+            for kind, part in zip(("key", "value"), new, strict=True)
+            for to in [self._cache(f"present.{layer}.{kind}", "P + S", output=True)]
+        )
+        scale = self.constant(np.array((width // nh) ** -0.5, np.float32))
+        scores = self.node("MatMul", self.node("Mul", q, scale), self.node("Transpose", k, perm=[0, 1, 3, 2]))
+        weights = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
+        y = self.node("Transpose", self.node("MatMul", weights, v), perm=[0, 2, 1, 3])
+        return self.linear(f"{name}.c_proj", self.node("Reshape", y, self.integers(0, 0, width)))
+
+    def _cache(self, name: str, length: str, output: bool = False) -> str:
+        nh = self.config["n_head"]
+        return self.value(name, ["B", nh, length, self.config["n_embd"] // nh], output=output)
+
+    def finish(self) -> onnx.ModelProto:
+        """The complete graph, with its weights inside."""
+        graph = helper.make_graph(self.nodes, "chargpt", self.inputs, self.outputs)
+        opset = helper.make_opsetid("", OPSET)
+        made = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="chargpt")
+        for name, array in self.constants.items():  # added last, because the functions above copy their arguments
+            made.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return made

@@ -1,0 +1,67 @@
+"""Compile loops over numbers to machine code, once for each machine. Numba compiles; its result is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import caching, event
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# What the compiler may do so that sums and products run in vector registers: change their order, and join a product and
+# a sum. It may not assume that numbers are finite.
+FAST_MATH = {"reassoc", "contract", "nsz"}
+
+
+class ByContent(caching.UserWideCacheLocator):  # type: ignore[misc]
+    """Where Numba keeps compiled code: in the user's cache directory, by the content of the source file.
+
+    So all copies of the project, and all experiments, share it.
+    """
+
+    def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
+        super().__init__(py_func, py_file)
+        content = hashlib.sha256(Path(py_file).read_bytes()).hexdigest()
+        self._cache_path: str = str(Path(super().get_cache_path()).with_name(f"chargpt_{content[:16]}"))
+
+
+def compiled(function: Function) -> Function:
+    """Decorator: the function as machine code, for callers in Python. It is compiled at its first call, or loaded."""
+    before = numba.config.CACHE_LOCATOR_CLASSES
+    numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{ByContent.__name__}"
+    options: dict[str, Any] = {"nogil": True, "fastmath": FAST_MATH, "error_model": "numpy"}
+    try:
+        made = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no place to keep the code: compile in each process
+        made = numba.njit(**options)(function)
+    finally:
+        numba.config.CACHE_LOCATOR_CLASSES = before
+    _OWN.add(made)
+    return made
+
+
+def inlined(function: Function) -> Function:
+    """Decorator: a function that only compiled functions call; it becomes part of them."""
+    return numba.njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
+
+
+_OWN: set[Any] = set()
+
+
+class _Announcer(event.Listener):  # type: ignore[misc]
+    """Says that the code is compiled, which takes seconds."""
+
+    def on_start(self, happening: event.Event) -> None:
+        if happening.data["dispatcher"] in _OWN:
+            logging.getLogger(__name__).warning("preparing the generator for this machine: once, some 5 seconds")
+
+    def on_end(self, happening: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Announcer())
