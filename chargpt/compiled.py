@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ FAST_MATH = {"reassoc", "contract", "nsz"}
 
 
 class ByContent(caching.UserWideCacheLocator):  # type: ignore[misc]
-    """Where Numba keeps compiled code: in the user's cache directory, by the content of the source file.
+    """Where compiled code is kept: in the user's cache directory, by the content of the source file.
 
     So all copies of the project, and all experiments, share it.
     """
@@ -30,17 +31,37 @@ class ByContent(caching.UserWideCacheLocator):  # type: ignore[misc]
         self._cache_path: str = str(Path(super().get_cache_path()).with_name(f"chargpt_{content[:16]}"))
 
 
+class Files(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    """How compiled code becomes files."""
+
+    _locator_classes = [ByContent]  # noqa: RUF012
+
+
+class Cache(caching.FunctionCache):  # type: ignore[misc]
+    """Compiled code on disk. Without a place, room or undamaged files, the code is compiled again."""
+
+    _impl_class = Files
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for these types, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # damaged files raise errors of many types
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code for these types, if the disk has room."""
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
 def compiled(function: Function) -> Function:
     """Decorator: the function as machine code, for callers in Python. It is compiled at its first call, or loaded."""
-    before = numba.config.CACHE_LOCATOR_CLASSES
-    numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{ByContent.__name__}"
-    options: dict[str, Any] = {"nogil": True, "fastmath": FAST_MATH, "error_model": "numpy"}
-    try:
-        made = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no place to keep the code: compile in each process
-        made = numba.njit(**options)(function)
-    finally:
-        numba.config.CACHE_LOCATOR_CLASSES = before
+    made = inlined(function)
+    with suppress(RuntimeError):  # raised where no directory can be written
+        made._cache = Cache(function)  # type: ignore[attr-defined]
     _OWN.add(made)
     return made
 

@@ -102,7 +102,7 @@ class CompiledDecoder:
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
         shape = (c.n_head, c.n_embd // c.n_head, c.block_size)
         self.keys = [np.zeros((c.n_layer, part.stop - part.start, *shape), np.float32) for part in self.parts]
-        self.values = [np.ascontiguousarray(keys.swapaxes(3, 4)) for keys in self.keys]
+        self.values = [keys.swapaxes(3, 4).copy() for keys in self.keys]
         self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
         self.length = 0
 

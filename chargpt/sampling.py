@@ -136,6 +136,8 @@ def generate_each(
 
 
 def _check_ids(model: GPT, idx: Tensor) -> None:
+    if idx.dtype != torch.int64:
+        raise ChargptError(f"ids are {idx.dtype}; expected torch.int64: use idx.long()")
     if idx.dim() != 2:
         raise ChargptError(f"ids have shape {tuple(idx.shape)}; expected (B, T), one row for each text")
     if idx.numel() == 0:
@@ -145,8 +147,8 @@ def _check_ids(model: GPT, idx: Tensor) -> None:
 
 
 def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if max_tokens < 0:
-        raise ChargptError(f"max_tokens is {max_tokens}; it must be at least 0")
+    if type(max_tokens) is not int or max_tokens < 0:
+        raise ChargptError(f"max_tokens is {max_tokens}; it must be a whole number of at least 0")
     if not 0 <= temperature < float("inf"):
         raise ChargptError(f"temperature is {temperature}; it must be a number of at least 0 (0 is greedy)")
     if top_k is not None and top_k < 1:

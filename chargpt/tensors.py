@@ -68,7 +68,8 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
 
     path = Path(path)
     if not path.is_file():
-        raise ChargptError(f"{path}: no such file; give the path of an existing file")
+        found = "is a directory" if path.is_dir() else "no such file"
+        raise ChargptError(f"{path}: {found}; give the path of an existing file")
     with path.open("rb") as start:
         length = start.read(8)
         if not length:

@@ -87,6 +87,22 @@ def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
         process.stderr.close()
 
 
+@pytest.mark.parametrize("command", ["--help", "generate --help", "--version"])
+def test_help_into_a_closed_pipe_ends_quietly(command: str, folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "chargpt", *command.split()],
+        cwd=folder,
+        env=environment,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
 def test_help_answers_without_torch(folder: Path) -> None:
     done = chargpt("--help", cwd=folder)
     for command in ("generate", "migrate", "export", "inspect"):

@@ -25,6 +25,7 @@ CONFIGS = [
     GPTConfig(11, 8, 2, 2, 16, dropout=0.5, activation="relu", attention_scale="embedding"),
     GPTConfig(11, 8, 1, 3, 9, attention_scale="embedding"),  # no width is a multiple of 4
     GPTConfig(40, 30, 3, 1, 7),
+    GPTConfig(11, 16, 2, 4, 4),  # heads of one unit
     GPTConfig(2, 8, 1, 1, 1),
 ]
 
@@ -134,6 +135,27 @@ from chargpt.model import GPT, GPTConfig
 from chargpt.sampling import generate
 print(generate(GPT(GPTConfig(5, 8, 1, 1, 4)), torch.tensor([[1]]), 3).shape)
 """
+
+
+@pytest.mark.system
+def test_damaged_and_full_caches_are_compiled_again(tmp_path: Path) -> None:
+    """And repaired: the next process loads the code."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def said(before: str = "") -> str:
+        command = [*before.split(), sys.executable, "-c", GENERATE]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "torch.Size([1, 4])\n"), done.stderr
+        return done.stderr
+
+    compiles = "preparing the generator for this machine: once, some 5 seconds\n"
+    assert said("prlimit --fsize=100000") == compiles  # no room on the disk
+    assert said() == compiles
+    index, code = (next(tmp_path.glob(f"numba/chargpt_*/*extend*.{kind}")) for kind in ("nbi", "nbc"))
+    for damaged, content in ((index, index.read_bytes()[:100]), (code, code.read_bytes()[:30_000])):
+        damaged.write_bytes(content)
+        assert said() == compiles
+    assert said() == ""
 
 
 @pytest.mark.system

@@ -69,6 +69,11 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
     with pytest.raises(ChargptError, match="holds files that are not an earlier export"):
         export(model, VOCAB, tmp_path / "mine")
     assert {p.name: p.stat().st_size for p in (tmp_path / "mine").iterdir()} == {"thesis.txt": 0, "config.json": 0}
+    (tmp_path / "b/onnx/model.onnx").unlink()
+    (tmp_path / "b/onnx").rmdir()
+    (tmp_path / "b/onnx").symlink_to(tmp_path / "mine")
+    with pytest.raises(ChargptError, match="holds files that are not an earlier export"):
+        export(model, VOCAB, tmp_path / "b")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]
 
 

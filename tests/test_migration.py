@@ -153,6 +153,7 @@ BAD = [
     (damage("ln_f.bias", lambda p: p.write_bytes(p.read_bytes() + b"1.0\n")), ["more than the 8 values"]),
     (damage("lm_head.weight", lambda p: p.write_bytes(p.read_bytes()[:-6])), ["the last value, .*, is cut off"]),
     (damage("ln_f.bias", line(4, "abc")), [r"line 4: b'abc' is not one number"]),
+    (damage("ln_f.bias", line(4, "1_0")), [r"line 4: b'1_0' is not one number"]),
     (damage("ln_f.bias", line(4, "1.0 2.0")), [r"line 4: b'1.0 2.0' is not one number"]),
     (damage("ln_f.bias", line(5, "nan")), ["line 5: the value is nan: a diverged model"]),
     (damage("ln_f.bias", line(5, "-inf")), ["line 5: the value is -inf"]),
@@ -238,7 +239,7 @@ def test_config_must_agree(tmp_path: Path) -> None:
     assert "n_layer is 7, but the weights have 2" in str(error.value)
     config.write_text(json.dumps({"n_embd": 8, "dropout": 0.2}))
     assert read_legacy(folder, config).sizes["dropout"] == 0.2
-    for bad in ("{", "[]", '{"dropout": 7}'):
+    for bad in ("{", "[]", '{"dropout": 7}', '{"n_layer": true}'):
         config.write_text(bad)
         with pytest.raises(ChargptError, match=r"config\.json"):
             read_legacy(folder, config)
@@ -254,6 +255,16 @@ def test_a_corpus_that_is_not_the_one_used(tmp_path: Path) -> None:
     with pytest.raises(DoesNotFitCorpus, match="no dialect explains the text"):
         migrate(folder, output, VOCAB, ids[::-1].copy() // 2)
     assert not output.exists()
+
+
+def test_a_diverged_model_has_no_dialect(tmp_path: Path) -> None:
+    """Its weights are finite, but its loss is not."""
+    reference = legacy_model("relu-head")
+    ids = text_of(reference, 2000)
+    with torch.no_grad():
+        reference.lm_head.weight.fill_(3e38)
+    with pytest.raises(DoesNotFitCorpus, match="the loss is infinite: a diverged model; use an earlier one"):
+        migrate(save(reference, tmp_path / "w"), tmp_path / "m", VOCAB, ids)
 
 
 def test_an_untrained_model_has_no_dialect() -> None:

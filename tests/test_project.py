@@ -260,6 +260,8 @@ def test_release_refuses_what_others_could_not_get(repo: Path, run: Run) -> None
     for damaged in ("", "7", "artifacts: 7", "{", "\xa0: [", "artifacts: !!python/name:os.system {}"):
         (repo / "dvc.yaml").write_text(damaged)
         assert len(refused("v1.0.0").splitlines()) == 1
+        done = run("chargpt", "check", check=False)
+        assert done.returncode == 1 and "type: git checkout dvc.yaml" in done.stdout + done.stderr, damaged
     (repo / "dvc.yaml").unlink()
     assert "dvc.yaml: " in refused("v1.0.0")
     (repo / "dvc.yaml").write_text(pipeline)

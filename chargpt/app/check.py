@@ -135,9 +135,13 @@ def changed_stages() -> list[str]:
 
     try:
         with Repo() as repo:
+            if not repo.index.stages:
+                raise ChargptError("dvc.yaml: holds no stages; type: git checkout dvc.yaml")
             return list(repo.status())
     except DvcException as error:
-        raise ChargptError(one_line(error)) from None
+        raise ChargptError(
+            f"{one_line(error)}; correct the file, or type: git checkout dvc.yaml dvc.lock .dvc/config"
+        ) from None
 
 
 def notes() -> Iterator[str]:

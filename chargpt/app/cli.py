@@ -31,6 +31,14 @@ EXPORTS = (".html", ".gguf", ".onnx")  # what the name of an exported file may e
 class OneLineErrors(TyperGroup):
     """Command group that reports errors in one line."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # the reader of --help closed the pipe
+                raise SystemExit(0) from None
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
             try:
@@ -330,6 +338,39 @@ def mlflow(
 
     new, old = mirror(tracking_uri, name)
     print(f"new runs: {new}; already there: {old}")
+
+
+@app.command()
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="File that says what to vary, and where to run.")] = Path("sweep.yaml"),
+    report: Annotated[Optional[Path], typer.Option(help="Write a page about the sweep, and run nothing.")] = None,  # noqa: UP045
+) -> None:
+    """Run a search for better parameters: each trial is a DVC experiment, on this machine or on a cluster."""
+    from chargpt.app.sweep.submit import prepare, run
+
+    refuse_inputs(report)
+    begun = prepare(plan)
+    if report is not None:
+        from chargpt.app.sweep.page import write_page
+
+        write_page(begun, report)
+        print(f"wrote {escape(report)}")
+        return
+    run(begun, lambda line: print(escape(line, len(line)), flush=True))
+    from chargpt.app.sweep.submit import best
+
+    print(best(begun))
+
+
+@app.command()
+def trial(
+    folder: Annotated[Path, typer.Argument(help="Directory of the sweep, as `chargpt sweep` shows it.")],
+) -> None:
+    """Run one trial of a sweep, or go on with an interrupted one, as any scheduler may call it."""
+    from chargpt.app.sweep.study import open_sweep
+    from chargpt.app.sweep.trial import run_trial
+
+    print(escape(run_trial(open_sweep(folder)) or "nothing to do: the budget is spent"))
 
 
 @app.command()

@@ -29,6 +29,7 @@ def mirror(uri: str | None, name: str | None) -> tuple[int, int]:
     store is named, it cannot be written, or DVC cannot list its experiments.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which take minutes
     try:
         from mlflow import MlflowClient
     except ImportError:
@@ -36,8 +37,11 @@ def mirror(uri: str | None, name: str | None) -> tuple[int, int]:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ChargptError("no MLflow store is named; pass --tracking-uri, or set MLFLOW_TRACKING_URI")
+    if not Path("dvc.yaml").exists():
+        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
     found = list(revisions())
     new = old = 0
+    broken: list[str] = []
     try:
         client = MlflowClient(tracking_uri=uri)
         name = name or Path.cwd().name
@@ -46,14 +50,26 @@ def mirror(uri: str | None, name: str | None) -> tuple[int, int]:
         for revision in found:
             if client.search_runs([experiment], f"tags.`{REVISION}` = '{revision['rev']}'", max_results=1):
                 old += 1
+            elif unreadable := _unreadable(revision):
+                broken.append(unreadable)
             else:
                 _write(client, experiment, revision)
                 new += 1
-    except ChargptError:
-        raise
     except Exception as error:  # MLflow, and the libraries that it reaches a store with, raise errors of many types
-        raise ChargptError(f"{uri}: {one_line(error)}; give the address of an MLflow store") from None
+        raise ChargptError(
+            f"{uri}: {one_line(error)}; check the address, --name, and whether you may write there"
+        ) from None
+    if broken:
+        raise ChargptError(*broken)
     return new, old
+
+
+def _unreadable(revision: Mapping[str, Any]) -> str:
+    """Why DVC cannot read the parameters or metrics of a revision; empty if it can."""
+    files = [*revision["data"]["params"].values(), *revision["data"]["metrics"].values()]
+    if errors := [file["error"] for file in files if "error" in file]:
+        return f"{revision['rev'][:7]} is left out: {errors[0]['msg']}; correct the file in a new commit"
+    return ""
 
 
 def revisions() -> Iterator[dict[str, Any]]:
@@ -88,20 +104,22 @@ def _write(client: Any, experiment: str, revision: Mapping[str, Any]) -> None:
 
     data, rev = revision["data"], revision["rev"]
     when = int(datetime.fromisoformat(data["timestamp"]).timestamp() * 1000)
-    tags = {REVISION: rev, "dvc.parent": revision["parent"]}
-    run = client.create_run(experiment, when, tags, run_name=revision["name"] or rev[:7]).info.run_id
-    files = [*data["params"].values(), *data["metrics"].values()]
-    if broken := [file["error"] for file in files if "error" in file]:
-        raise ChargptError(f"{rev[:7]}: DVC cannot read its parameters or metrics: {broken[0]}; type: dvc exp show")
     params = [pair for file in data["params"].values() for pair in flat(file["data"])]
     metrics = [pair for file in data["metrics"].values() for pair in flat(file["data"])]
     entries = [Metric(key, float(value), when, 0) for key, value in metrics if isinstance(value, int | float)]
     entries += [Metric(f"curve.{key}", value, when, step) for step, row in _curve(rev) for key, value in row.items()]
-    for first in range(0, len(entries), AT_ONCE):
-        client.log_batch(run, metrics=entries[first : first + AT_ONCE])
-    for first in range(0, len(params), AT_ONCE):
-        client.log_batch(run, params=[Param(key, str(value)) for key, value in params[first : first + AT_ONCE]])
-    client.set_terminated(run, end_time=when)
+    tags = {"dvc.parent": revision["parent"]}
+    run = client.create_run(experiment, when, tags, run_name=revision["name"] or rev[:7]).info.run_id
+    try:
+        for first in range(0, len(entries), AT_ONCE):
+            client.log_batch(run, metrics=entries[first : first + AT_ONCE])
+        for first in range(0, len(params), AT_ONCE):
+            client.log_batch(run, params=[Param(key, str(value)) for key, value in params[first : first + AT_ONCE]])
+        client.set_terminated(run, end_time=when)
+        client.set_tag(run, REVISION, rev)  # last: it says that the run is complete
+    except BaseException:
+        client.delete_run(run)
+        raise
 
 
 def _curve(rev: str) -> Iterator[tuple[int, dict[str, float]]]:

@@ -31,7 +31,7 @@ NO_MEMORY = re.compile(
     "out of memory|not enough memory|can(no|')t allocate|failed to allocate|bad_?alloc|failed to map segment"
     "|can't start new thread",
     re.IGNORECASE,
-)  # messages of torch, ONNX Runtime, the loader of shared libraries and Python
+)  # messages of torch, the loader of shared libraries and Python
 
 
 @contextmanager

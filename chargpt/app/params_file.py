@@ -25,10 +25,10 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
 
     Raises ChargptError with one line per problem: the key, the value found, what is allowed, or the nearest valid name.
     """
-    return check_params(_read_yaml(Path(path)), path)
+    return check_params(read_yaml(Path(path)), path)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Parse with the parser and version that DVC uses, so that every value reads as DVC reads it."""
     if not path.is_file():
         raise ChargptError(f"{path}: no such file; run from the project's root")

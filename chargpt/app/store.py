@@ -23,9 +23,9 @@ def _default_remote() -> tuple[Path, str | None, str]:
     try:
         with Repo() as repo:
             name = repo.config["core"].get("remote")
-            return Path(repo.cache.local.path), name, repo.config["remote"].get(name, {}).get("url", "")
+            return Path(repo.cache.local_cache_dir), name, repo.config["remote"].get(name, {}).get("url", "")
     except DvcException as error:
-        raise ChargptError(one_line(error)) from None
+        raise ChargptError(f"{one_line(error)}; correct the file, or type: git checkout .dvc/config") from None
 
 
 def places() -> tuple[Path, Path | None]:

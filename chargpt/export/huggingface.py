@@ -87,8 +87,10 @@ def export(
 
 
 def _names(folder: Path) -> set[str]:
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-    return {path.as_posix() for path in paths if not path.name.startswith(".")}
+    """All files below it, and all directories and links but that of the ONNX file."""
+    inside = folder / Path(ONNX).parent
+    paths = (path for path in folder.rglob("*") if path != inside or path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")}
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:

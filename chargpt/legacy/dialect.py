@@ -120,7 +120,8 @@ def _lead(best: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
     A dialect whose loss is not finite is behind by infinitely many.
     """
-    differences = other - best
+    with np.errstate(invalid="ignore"):  # infinite losses of both
+        differences = other - best
     if not np.isfinite(differences).all():
         return math.inf
     if len(differences) < MIN_GROUPS or not differences.any():
@@ -137,6 +138,8 @@ def choose_dialect(found: Evidence, weights_dir: str | Path = "weights") -> str:
     that such a difference may mislead.
     """
     best, second = found.ranking()[:2]
+    if not math.isfinite(found.losses[best]):
+        raise DoesNotFitCorpus(f"{weights_dir}: the loss is infinite: a diverged model; use an earlier one")
     if found.losses[best] >= found.from_frequencies:
         raise DoesNotFitCorpus(
             f"{weights_dir}: no dialect explains the text better than its character frequencies do"

@@ -178,7 +178,7 @@ def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dic
     refuse_link(path)
     config = read_json(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-        if key in config and config[key] != sizes[key]:
+        if key in config and (type(config[key]) is bool or config[key] != sizes[key]):
             problems.append(
                 f"{path}: {key} is {escape(config[key], 40)}, but the weights have {sizes[key]};"
                 " pass the config.json of this model or none"

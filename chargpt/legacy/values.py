@@ -103,6 +103,8 @@ def _parse(chunk: bytes) -> Array | None:
     """
     if (b" " in chunk or b"\t" in chunk) and any(len(line.split()) > 1 for line in chunk.split(b"\n")):
         return None
+    if b"_" in chunk:  # Python reads 1_0 as 10
+        return None
     try:
         with np.errstate(over="ignore"):  # too large a number becomes infinite; the caller refuses it
             return np.array(chunk.split(), dtype=np.float64).astype(np.float32)

@@ -1,0 +1,165 @@
+"""sweep.yaml: what to vary, how to choose, and where to run."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chargpt.app.params_file import PARAMS_FILE, read_yaml
+from chargpt.errors import ChargptError
+from chargpt.params import Params, check_value, show_value
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+NAME = r"^[a-z][a-z0-9-]{0,40}$"  # a part of experiments' names and of paths
+Value = bool | int | float | str | None
+Engine = str | dict[str, dict[str, Any]]  # a name of Optuna's, or that name with its arguments
+
+
+class Range(BaseModel):
+    """All numbers from `low` to `high`; whole numbers if both are. log: as many below as above the geometric mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError("low must be below high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs a low above 0, and no step")
+        if self.step is not None and self.step <= 0:
+            raise ValueError("step must be above 0")
+        return self
+
+
+class Plan(BaseModel):
+    """The content of a sweep.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=NAME)]
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    space: Annotated[dict[str, Range | Annotated[list[Value], Field(min_length=1)]], Field(min_length=1)]
+    fixed: dict[str, Value] = {}
+    objective: str = "val_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    sampler: Engine = "TPESampler"
+    pruner: Engine = "NopPruner"
+    executor: Literal["local", "slurm"] = "local"
+    workers: Annotated[int, Field(ge=1, le=1000)] = 1
+    slurm: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _ends(self) -> Plan:
+        if self.trials is None and self.minutes is None:
+            raise ValueError("trials or minutes must say when the sweep ends")
+        if self.pruner != "NopPruner" and self.objective != "val_loss":
+            raise ValueError("a pruner watches the training curve, so the objective must be val_loss")
+        return self
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read and check a sweep.yaml. Raises ChargptError with one line per problem."""
+    try:
+        plan = Plan.model_validate(read_yaml(Path(path)))
+    except ValidationError as error:
+        raise ChargptError(*_lines(path, error)) from None
+    for key, value in [*_extremes(plan.space), *plan.fixed.items()]:
+        if key not in Params.model_fields:
+            raise ChargptError(f"{path}: {key} is no parameter; use those of {PARAMS_FILE}")
+        check_value(key, value, str(path))
+    if both := set(plan.space) & set(plan.fixed):
+        raise ChargptError(f"{path}: {min(both)} is in space and in fixed; keep only one of them")
+    make_engine("samplers", plan.sampler, path)
+    make_engine("pruners", plan.pruner, path)
+    return plan
+
+
+def _extremes(space: Mapping[str, Range | list[Value]]) -> Iterator[tuple[str, Value]]:
+    """The lowest and highest value of each range, and every value of each list."""
+    for key, values in space.items():
+        for value in (values.low, values.high) if isinstance(values, Range) else values:
+            yield key, value
+
+
+def _lines(path: str | Path, error: ValidationError) -> list[str]:
+    """A line for each key. Where a value is neither a range nor a list, what it resembles more counts."""
+    worst: dict[str, dict[str, Any]] = {}
+    for problem in error.errors(include_url=False):
+        parts = [str(part) for part in problem["loc"] if str(part).isidentifier() and part not in ("Range", "list")]
+        where = ".".join(parts[:2])
+        if where not in worst or len(problem["loc"]) > len(worst[where]["loc"]):
+            worst[where] = dict(problem)
+    lines = []
+    for where, chosen in list(worst.items())[:4]:
+        found = "" if chosen["type"] in ("missing", "value_error") else f" is {show_value(chosen['input'])}"
+        what = chosen["msg"].removeprefix("Value error, ")
+        lines.append(f"{path}: {where + found + ': ' if where else ''}{what}; look in docs/sweeps.md")
+    return lines
+
+
+def make_engine(
+    kind: Literal["samplers", "pruners"], engine: Engine, path: str | Path = "sweep.yaml", seed_plus: int = 0
+) -> Any:
+    """Optuna's sampler or pruner of this name, with these arguments. Raises ChargptError if there is none.
+
+    seed_plus: added to the argument `seed`, because each trial makes its own sampler.
+    """
+    import optuna
+
+    name, arguments = (engine, {}) if isinstance(engine, str) else next(iter(engine.items()), ("", {}))
+    if isinstance(arguments.get("seed"), int):
+        arguments = arguments | {"seed": arguments["seed"] + seed_plus}
+    module = getattr(optuna, kind)
+    known = [
+        known for known in module.__all__ if known.endswith(("Sampler", "Pruner")) and not known.startswith("Base")
+    ]
+    if name not in known:
+        raise ChargptError(f"{path}: {kind[:-1]} is {show_value(name)}; try one of {', '.join(known)}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that an engine is new
+            return getattr(module, name)(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ChargptError(
+            f"{path}: {kind[:-1]} {name}: {str(error).splitlines()[0]}; look in Optuna's documentation"
+        ) from None
+
+
+def distributions(plan: Plan) -> dict[str, BaseDistribution]:
+    """The space in Optuna's terms."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    made: dict[str, BaseDistribution] = {}
+    for key, values in plan.space.items():
+        if isinstance(values, list):
+            made[key] = CategoricalDistribution(values)
+        elif isinstance(values.low, int) and isinstance(values.high, int):
+            made[key] = IntDistribution(values.low, values.high, log=values.log, step=int(values.step or 1))
+        else:
+            made[key] = FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    return made
+
+
+def override(key: str, value: Value) -> str:
+    """`key=value` as `dvc exp run -S` takes it. Numbers keep six digits, so that they can be read and typed."""
+    if isinstance(value, float) and math.isfinite(value):
+        value = float(f"{value:.6g}")
+    return f"{key}={json.dumps(value) if not isinstance(value, str) else _quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    """Text in Hydra's quotes."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,190 @@
+"""One trial: an ordinary DVC experiment in a clone of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chargpt.app.git import git
+from chargpt.app.outputs import CURVE, METRICS
+from chargpt.app.sweep.plan import override
+from chargpt.app.sweep.study import Sweep, free_slot, locked, next_trial
+from chargpt.errors import ChargptError, escape
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+LOOK_EVERY_S = 1.0  # at the curve, and whether to stop
+PUSHES = 8  # attempts; git refuses a push while another one changes the same references
+DATA_STAGE = "migrate"  # it and the stages before it depend on the data alone
+ERROR = "error"  # attribute of a trial: why it failed
+
+
+class Stopped(Exception):
+    """The sweep was interrupted. The trial goes on when a process takes its clone again."""
+
+
+def run_trial(sweep: Sweep) -> str:
+    """Run one trial, or go on with an interrupted one. Returns a line about it; empty if the budget is spent.
+
+    A trial that fails is recorded with the reason. After Stopped, or an exception of a signal, the trial stays
+    unfinished: it goes on when a process takes its clone again.
+    """
+    with free_slot(sweep) as (slot, lock):
+        trial = next_trial(sweep, slot)
+        if trial is None:
+            return ""
+        name = sweep.experiment(trial.number)
+        log = sweep.folder / f"{name}.log"
+        try:
+            folder = _clone(sweep, slot, log)
+            value = _experiment(sweep, trial, folder, log, lock)
+        except ChargptError as error:
+            return _failed(sweep, trial, name, error)
+        if value is None:
+            _end(sweep, trial, "PRUNED")
+            return f"{name}: pruned"
+        _end(sweep, trial, "COMPLETE", value)
+    return f"{name}: {sweep.plan.objective} {value:.6f}"
+
+
+def _end(sweep: Sweep, trial: Trial, state: str, value: float | None = None) -> None:
+    from optuna.trial import TrialState
+
+    sweep.study.tell(trial, value, state=TrialState[state])
+
+
+def _failed(sweep: Sweep, trial: Trial, name: str, error: ChargptError) -> str:
+    trial.set_user_attr(ERROR, str(error))
+    _end(sweep, trial, "FAIL")
+    return f"{name}: failed: {escape(str(error))}"
+
+
+def _clone(sweep: Sweep, slot: int, log: Path) -> Path:
+    """The clone of a slot at the baseline, its configuration that of the sweep. Saved states in it are kept."""
+    folder = sweep.folder / "slots" / str(slot)
+    if not (folder / ".dvc/config.local").exists():  # what is written last
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(["git", "clone", "--quiet", sweep.git_url, str(folder)], sweep.folder, log)
+        _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
+        _run([*DVC, "cache", "dir", "--local", str(sweep.cache)], folder, log)
+    with locked(sweep.folder / "data.lock"):  # the first one prepares the data for all
+        _run([*DVC, "repro", "--quiet", DATA_STAGE], folder, log)
+    _run(["git", "reset", "--quiet", "--hard", sweep.baseline], folder, log)
+    return folder
+
+
+DVC = [sys.executable, "-m", "dvc"]
+
+
+def _run(command: Sequence[str], folder: Path, log: Path) -> None:
+    """Run a command; its output goes to the log. Raises ChargptError if it fails."""
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        with _process(command, folder, output) as process:
+            while process.poll() is None:
+                time.sleep(0.05)
+    if process.returncode:
+        raise ChargptError(f"{_reason(log)}; look in {log}")
+
+
+def _reason(log: Path) -> str:
+    """The last error in a log, in one line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith(("error:", "fatal:"))]
+    own = [line for line in errors if line.startswith("error: ")]  # what a stage said, before DVC says that it failed
+    return (own or errors or lines or ["no output"])[-1]
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str], folder: Path, output: Any, *pass_on: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, which does not outlive this context: it gets SIGTERM, so that it saves.
+
+    pass_on: descriptors that it gets.
+    """
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, process_group=0, pass_fds=pass_on
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to the group, and wait until no process of it is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        while True:
+            process.poll()  # reaps it
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
+def _experiment(sweep: Sweep, trial: Trial, folder: Path, log: Path, lock: int) -> float | None:
+    """Run the experiment, send it off, and return the objective; None if it was pruned.
+
+    lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
+    """
+    name = sweep.experiment(trial.number)
+    changes = [override(key, value) for key, value in {**sweep.plan.fixed, **trial.params}.items()]
+    if not experiment_commit(name, folder):
+        command = [*DVC, "exp", "run", "--name", name, *(word for change in changes for word in ("-S", change))]
+        (folder / CURVE).unlink(missing_ok=True)  # of another trial
+        with log.open("ab") as output, _process(command, folder, output, lock) as process:
+            seen = 0
+            while process.poll() is None:
+                time.sleep(LOOK_EVERY_S)
+                if sweep.stop.exists():
+                    raise Stopped
+                seen = _report(trial, folder / CURVE, seen)
+                if trial.should_prune():
+                    stop(process)
+                    return None
+        if process.returncode:
+            raise ChargptError(f"{_reason(log)}; look in {log}")
+    commit = experiment_commit(name, folder)
+    try:
+        metrics = json.loads(git("show", f"{commit}:{METRICS}", folder=folder) or "")
+        value = float(metrics[sweep.plan.objective])
+    except (ValueError, KeyError, TypeError):
+        raise ChargptError(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
+    for attempt in range(PUSHES):
+        try:
+            _run([*DVC, "exp", "push", "--quiet", "origin", name], folder, log)
+            return value
+        except ChargptError:
+            if attempt + 1 == PUSHES:
+                raise
+            time.sleep(random.uniform(0, 2**attempt / 2))
+    return value
+
+
+def _report(trial: Trial, curve: Path, seen: int) -> int:
+    """Tell Optuna the rows of the curve after the first `seen`; return the number of rows."""
+    try:
+        rows = list(csv.DictReader(curve.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
+    except OSError:
+        return seen
+    for row in rows[seen:]:
+        trial.report(float(row["val_loss"]), int(row["step"]))
+    return len(rows)
+
+
+def experiment_commit(name: str, folder: str | Path) -> str:
+    """The commit of an experiment in a clone, or an empty string."""
+    listed = git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}", folder=folder)
+    return (listed or "").strip()

@@ -1,0 +1,338 @@
+"""`chargpt sweep` at toy size, with real workers, kills included."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from chargpt.errors import ChargptError
+from tests.conftest import SIGNED, commit, environment_of, set_value
+
+plan = pytest.importorskip("chargpt.app.sweep.plan")
+pytest.importorskip("optuna", reason="optuna is not installed: pip install -e .[sweep]")
+pytest.importorskip("submitit", reason="submitit is not installed: pip install -e .[sweep]")
+
+PLAN: dict[str, Any] = {
+    "name": "toy",
+    "trials": 3,
+    "workers": 2,
+    "space": {"lr": {"low": 0.003, "high": 0.05, "log": True}, "n_layer": [1, 2]},
+    "sampler": {"TPESampler": {"seed": 1}},
+}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    with path.open("w") as file:
+        YAML().dump(PLAN | changes, file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "A b"}, "name is 'A b': String should match pattern"),
+        ({"trials": None}, "trials or minutes must say when the sweep ends"),
+        ({"trials": 0}, "trials is 0: Input should be greater than or equal to 1"),
+        ({"nope": 1}, "nope is 1: Extra inputs are not permitted"),
+        ({"space": {}}, r"space is \{\}: Dictionary should have at least 1 item"),
+        ({"space": {"learning_rate": [1]}}, "learning_rate is no parameter; use those of params.yaml"),
+        ({"space": {"lr": {"low": 0.0, "high": 1.0}}}, "lr is 0.0; it must be a number, > 0, <= 10"),
+        ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be a whole number"),
+        ({"space": {"lr": {"low": 0.1, "high": 0.01}}}, "space.lr: low must be below high"),
+        (
+            {"space": {"lr": {"low": 0.1, "high": 0.2, "log": True, "step": 0.1}}},
+            "log needs a low above 0, and no step",
+        ),
+        ({"space": {"optimizer": ["sgd"]}}, "optimizer is 'sgd'; it must be one of muon, adamw"),
+        ({"fixed": {"max_iters": -1}}, "max_iters is -1; it must be a whole number"),
+        ({"fixed": {"lr": 0.1}}, "lr is in space and in fixed; keep only one of them"),
+        ({"sampler": "NopeSampler"}, "sampler is 'NopeSampler'; try one of .*TPESampler"),
+        ({"sampler": {"TPESampler": {"nope": 1}}}, "sampler TPESampler: .*nope.*; look in Optuna's documentation"),
+        ({"pruner": "BaseSampler"}, "pruner is 'BaseSampler'; try one of .*MedianPruner"),
+        ({"pruner": "MedianPruner", "objective": "perplexity"}, "the objective must be val_loss"),
+        ({"direction": "up"}, "direction is 'up': Input should be 'minimize' or 'maximize'"),
+    ],
+)
+def test_a_plan_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ChargptError, match=message):
+        plan.load_plan(write(tmp_path / "sweep.yaml", **changes))
+
+
+def test_values_reach_dvc_as_they_are() -> None:
+    override = plan.override
+    assert override("lr", 0.0123456789) == "lr=0.0123457"
+    assert override("lr", 1e-5) == "lr=1e-05"
+    assert [override("top_k", None), override("compile", True), override("n_layer", 2)] == [
+        "top_k=null",
+        "compile=true",
+        "n_layer=2",
+    ]
+    assert override("prompt", "it's, \\ [a]") == "prompt='it\\'s, \\\\ [a]'"
+
+
+class Project:
+    """A toy project with a bare repository as origin."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        self.home = folder / "home"
+        self.folder = self.home / ".dvc/tmp/sweeps/toy"
+        self.environment = environment_of(folder) | SIGNED
+        subprocess.run(["git", "clone", "-q", str(template), str(self.home)], check=True)
+        # the template's results, so that data is prepared and only trainings are new
+        subprocess.run(["cp", "-r", str(template / ".dvc/cache"), str(self.home / ".dvc/cache")], check=True)
+        subprocess.run(["git", "clone", "-q", "--bare", str(self.home), str(folder / "origin.git")], check=True)
+        self("git", "remote", "set-url", "origin", str(folder / "origin.git"))
+        self("git", "fetch", "-q", "origin")
+
+    def plan(self, **changes: Any) -> None:
+        write(self.home / "mine.yaml", **changes)
+
+    def publish(self, **values: Any) -> None:
+        """Change params.yaml, commit and push."""
+        set_value(self.home / "params.yaml", **values)
+        commit(self.home, "values")
+        self("git", "push", "-q", "origin", "HEAD")
+
+    def __call__(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=self.home, env=self.environment, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def shown(self) -> dict[str, str]:
+        """Trial to outcome, as the sweep tells them."""
+        lines = self("chargpt", "sweep", "mine.yaml").stdout.splitlines()
+        return {line.split(":")[0]: line.split(": ")[-1] for line in lines if line.startswith("toy-")}
+
+
+@pytest.fixture
+def project(tmp_path: Path, template: Path) -> Project:
+    return Project(tmp_path, template)
+
+
+@pytest.mark.system
+def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> None:
+    """Each with its parameters, applied with one command; a second call adds trials only if the budget grew."""
+    project.plan()
+    outcomes = project.shown()
+    assert set(outcomes) == {"toy-0", "toy-1", "toy-2"}
+    assert all(re.fullmatch(r"val_loss \d\.\d{6}", outcome) for outcome in outcomes.values()), outcomes
+    table = project("dvc", "exp", "show", "--csv").stdout
+    for name, outcome in outcomes.items():
+        assert float(outcome.split()[1]) == pytest.approx(float(re.search(rf"{name},.*?,.*?,.*?,([\d.]+)", table)[1]))  # type: ignore[index]
+    best = min(outcomes, key=lambda name: outcomes[name])
+    logs = {path.name: path.read_text() for path in project.folder.glob("toy-*.log")}
+    assert project.shown() == outcomes  # nothing is repeated
+    assert {path.name: path.read_text() for path in project.folder.glob("toy-*.log")} == logs
+    project("dvc", "exp", "apply", best)
+    assert (
+        f'"val_loss": {outcomes[best].split()[1].rstrip("0")}' in (project.home / "metrics/evaluate.json").read_text()
+    )
+    page = tmp_path / "page.html"
+    project("chargpt", "sweep", "mine.yaml", "--report", str(page))
+    text = page.read_text()
+    assert text.count("<svg") >= 3 and all(name in text for name in outcomes) and "http://" not in text.split("<svg")[0]
+    # the plan of a sweep that has begun: the budget may grow, the space may not
+    project("git", "checkout", "-q", "--", ".")
+    project.plan(trials=4)
+    assert set(project.shown()) == {"toy-0", "toy-1", "toy-2", "toy-3"}
+    project.plan(space={"lr": [0.1]})
+    done = project("chargpt", "sweep", "mine.yaml", check=False)
+    assert done.returncode == 1 and "sweep toy: space changed since its first trial" in done.stderr
+
+
+@pytest.mark.system
+def test_failures_and_pruning(project: Project) -> None:
+    """A trial that cannot run says why, and the others go on; a pruner stops trainings by their curve."""
+    project.plan(space={"n_head": [2, 3]}, sampler="BruteForceSampler", trials=2, workers=1)
+    outcomes = project.shown()
+    assert sorted(outcome.split()[0] for outcome in outcomes.values()) == ["look", "val_loss"] or any(
+        "n_embd=8 is not a multiple of n_head=3" in path.read_text() for path in project.folder.glob("toy-*.log")
+    )
+    assert sum(outcome.startswith("val_loss") for outcome in outcomes.values()) == 1
+    project.publish(max_iters=100_000)
+    project.plan(name="pruned", pruner={"ThresholdPruner": {"upper": 0.1}}, trials=1, workers=1)
+    said = project("chargpt", "sweep", "mine.yaml").stdout
+    assert re.match(r"pruned-0: lr .*: pruned\nno trial was completed\n", said), said
+
+
+@pytest.mark.system
+def test_refused_before_it_starts(project: Project) -> None:
+    project.plan()
+
+    def said() -> str:
+        done = project("chargpt", "sweep", "mine.yaml", check=False)
+        assert done.returncode == 1 and done.stdout == ""
+        assert not project.folder.exists()
+        return done.stderr
+
+    (project.home / "chargpt/new.py").write_text("")
+    assert said() == (
+        "error: chargpt/new.py: not known to git, so no trial would have it; type: git add chargpt/new.py\n"
+    )
+    (project.home / "chargpt/new.py").unlink()
+    set_value(project.home / "params.yaml", lr=0.02)
+    assert said().startswith("error: edits that are not committed, so no trial would have them; type: git commit")
+    commit(project.home, "lr")
+    assert said().startswith("error: the present commit is not in origin, so no trial could fetch it; type: git push")
+    project("git", "push", "-q", "origin", "HEAD")
+    project("dvc", "remote", "add", "--local", "-d", "near", "store")
+    assert said().startswith("error: the DVC remote near has a relative path")
+    project("dvc", "config", "--local", "--unset", "core.remote")
+    project("git", "remote", "remove", "origin")
+    assert said().startswith("error: no git remote origin, from which trials take the project; type: git remote add")
+    done = project("chargpt", "trial", str(project.home), check=False)
+    assert done.returncode == 1 and "not the directory of a sweep" in done.stderr
+
+
+def kill(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=60)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", ["everything", "worker", "terminal"])
+def test_nothing_is_lost(project: Project, how: str) -> None:
+    """Kill all processes, only a worker, or press Ctrl-C: the same command goes on where each training was."""
+    project.publish(max_iters=1500, eval_interval=500)
+    project.plan(trials=2)
+    environment = project.environment | {"CHARGPT_SAVE_EVERY_S": "0.2"}
+    with (project.home.parent / "out").open("w") as out:
+        first = subprocess.Popen(
+            ["chargpt", "sweep", "mine.yaml"],
+            cwd=project.home,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    states = project.folder / "slots"
+    deadline = time.monotonic() + 200
+    while len(list(states.glob("*/.dvc/tmp/chargpt/*/*.safetensors"))) < 2:
+        assert time.monotonic() < deadline and first.poll() is None, (project.home.parent / "out").read_text()
+        time.sleep(0.1)
+    family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+    if how == "everything":
+        kill(family, signal.SIGKILL)
+    elif how == "worker":
+        kill([process for process in family[1:] if "submitit" in " ".join(process.cmdline())], signal.SIGKILL)
+        assert first.wait(300) == 0
+    else:
+        os.killpg(first.pid, signal.SIGINT)
+        assert first.wait(60) == 130
+        assert not [process for process in family if process.is_running()]
+    outcomes = project.shown()
+    assert set(outcomes) == {"toy-0", "toy-1"}
+    assert all(outcome.startswith("val_loss") for outcome in outcomes.values()), outcomes
+    if how != "worker":  # there, DVC went on without its worker
+        for name in outcomes:
+            assert "continuing at step" in (project.folder / f"{name}.log").read_text()
+
+
+SLURM = """
+ClusterName=loopback
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+ReturnToService=2
+SlurmctldPort=16817
+SlurmdPort=16818
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmdSpoolDir={folder}
+StateSaveLocation={folder}
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SwitchType=switch/none
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+JobAcctGatherType=jobacct_gather/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Slurm of one node, on this machine."""
+    programs = ["munged", "slurmctld", "slurmd"]
+    if not all(shutil.which(name) for name in programs) or os.geteuid():
+        pytest.skip("Slurm is not installed, or this is not root: apt-get install slurm-wlm munge")
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    host = socket.gethostname().split(".")[0]
+    (folder / "slurm.conf").write_text(SLURM.format(host=host, user="root", folder=folder, cores=os.cpu_count()))
+    key = folder / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    files = {"--key-file": "key", "--socket": "munge.sock", "--pid-file": "munge.pid", "--log-file": "munge.log"}
+    files["--seed-file"] = "munge.seed"
+    munged = ["munged", "--force", *(f"{option}={folder / name}" for option, name in files.items())]
+    for command in (munged, ["slurmctld"], ["slurmd"]):
+        subprocess.run(command, check=True)
+    deadline = time.monotonic() + 60
+    while "idle" not in subprocess.run(["sinfo"], capture_output=True, text=True).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield
+    subprocess.run(["scancel", "--user=root"])
+    for name in ("slurmd", "slurmctld", "munge"):
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGTERM)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(400)
+def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: None) -> None:
+    """Before its time is over, a job saves its training and is queued again. A new job goes on if it is cancelled."""
+    project.environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    project.publish(max_iters=20_000, eval_interval=10_000)
+    limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 30, "cpus_per_task": 1}
+    project.plan(executor="slurm", trials=1, workers=1, slurm=limits)
+    log = project.folder / "toy-0.log"
+
+    def wait(for_what: str) -> None:
+        deadline = time.monotonic() + 200
+        while not log.exists() or for_what not in log.read_text():
+            assert time.monotonic() < deadline and first.poll() is None, log.read_text() if log.exists() else ""
+            time.sleep(0.2)
+
+    command = ["chargpt", "sweep", "mine.yaml"]
+    with (project.home.parent / "out").open("w") as out:
+        first = subprocess.Popen(command, cwd=project.home, env=project.environment, stdout=out, stderr=out)
+    wait("train: stopped (SIG")
+    deadline = time.monotonic() + 60
+    while subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True).stdout != "1 PENDING\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    subprocess.run(["scancel", "1"], check=True)
+    project.plan(executor="slurm", trials=1, workers=1, slurm=limits | {"timeout_min": 10})
+    outcomes = project.shown()
+    assert set(outcomes) == {"toy-0"} and outcomes["toy-0"].startswith("val_loss"), outcomes
+    assert "continuing at step" in log.read_text()
