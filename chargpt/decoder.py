@@ -18,7 +18,7 @@ from chargpt.model import GPT, KVCache
 IDS = NDArray[np.int64]
 LARGEST_COMPILED = 25_000_000  # parameters
 ROWS = 4  # texts that are read together: their cache and the weights fit into the processor's
-PIECE = 30_000_000  # parameters times characters of one call
+PIECE = 50_000_000  # parameters times characters of one call
 
 
 class Options(NamedTuple):

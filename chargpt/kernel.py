@@ -52,7 +52,7 @@ def weights_of(model: GPT) -> Weights:
         return t.detach().cpu().float().clone(memory_format=torch.contiguous_format).numpy()
 
     def each(part: Callable[[Any], Tensor]) -> Floats:
-        return array(torch.stack([part(block) for block in model.h]))
+        return torch.stack([part(block) for block in model.h]).float().cpu().numpy()
 
     def norm(layer: nn.LayerNorm) -> Tensor:
         return torch.stack([layer.weight, layer.bias])

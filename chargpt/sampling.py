@@ -34,12 +34,12 @@ def stream(
     """
     _check_ids(model, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
-    # Each row has its own random generator, so that its text does not depend on the number of rows.
     rows = [_row_generator(generator) for _ in range(idx.size(0))]
-    return _stream(model, idx, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    pieces = _pieces(model, idx, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    return (ids for piece in pieces for ids in piece.unbind(1))
 
 
-def _stream(
+def _pieces(
     model: GPT,
     idx: Tensor,
     max_tokens: int,
@@ -50,6 +50,7 @@ def _stream(
     top_p: float | None,
     exact: bool,
 ) -> Iterator[Tensor]:
+    """Yield the next ids of each row in pieces, (B, n) int64 on the CPU."""
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     options = Options(
         float(temperature), min(top_k or vocab_size, vocab_size), math.inf if top_p is None else float(top_p)
@@ -64,15 +65,12 @@ def _stream(
             unread = recent[:, -kept:]
         count = min(max_tokens, piece, block_size + 1 - decoder.length - unread.shape[1])
         uniform = np.stack([torch.rand(count, dtype=torch.float64, generator=row).numpy() for row in rows], axis=1)
-        chosen = decoder.extend(unread, uniform, options)
-        for ids in chosen:
-            if ids.min() < 0:
-                raise ChargptError(
-                    "the model's predictions are not finite numbers: it diverged in training; use another"
-                )
-            yield torch.from_numpy(ids)
-        unread = chosen[-1:].T
-        recent = np.concatenate([recent, chosen.T], axis=1)[:, -block_size:]
+        chosen = decoder.extend(unread, uniform, options).T
+        if chosen.min() < 0:
+            raise ChargptError("the model's predictions are not finite numbers: it diverged in training; use another")
+        yield torch.from_numpy(chosen)
+        unread = chosen[:, -1:]
+        recent = np.concatenate([recent, chosen], axis=1)[:, -block_size:]
         max_tokens -= count
 
 
@@ -98,9 +96,11 @@ def generate(
     and all of them, with no measurable loss of quality.
     Raises ChargptError for an empty prompt or an argument out of its range.
     """
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
-    new = [chosen[:, None].to(idx.device) for chosen in stream(model, idx, max_tokens, generator=generator, **options)]
-    return torch.cat([idx, *new], dim=1)
+    _check_ids(model, idx)
+    _check_options(max_tokens, temperature, top_k, top_p)
+    rows = [_row_generator(generator) for _ in range(idx.size(0))]
+    new = _pieces(model, idx, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    return torch.cat([idx, *(piece.to(idx.device) for piece in new)], dim=1)
 
 
 def generate_each(
@@ -129,8 +129,8 @@ def generate_each(
     for length in sorted({len(prompt) for prompt in prompts}):
         numbers = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         idx = torch.stack([prompts[i] for i in numbers])
-        new = _stream(model, idx, max_tokens, [rows[i] for i in numbers], **options)
-        for i, text in zip(numbers, torch.cat([idx, *(chosen[:, None] for chosen in new)], dim=1), strict=True):
+        new = _pieces(model, idx, max_tokens, [rows[i] for i in numbers], **options)
+        for i, text in zip(numbers, torch.cat([idx, *new], dim=1), strict=True):
             texts[i] = text
     return texts
 
@@ -158,5 +158,6 @@ def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p
 
 
 def _row_generator(generator: torch.Generator | None) -> torch.Generator:
+    """A random generator for one row: its text then does not depend on the number of rows."""
     seed = torch.randint(2**63 - 1, (), generator=generator).item()
     return torch.Generator().manual_seed(int(seed))
