@@ -48,7 +48,10 @@ def test_every_experiment_once(repo: Path, run: Run, tmp_path: Path) -> None:
         ]
     done = run("chargpt", "mlflow", "--tracking-uri", "nowhere://x", check=False)
     assert done.returncode == 1 and done.stderr.startswith("error: nowhere://x: "), done.stderr
-    assert done.stderr.endswith("; give the address of an MLflow store\n") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.endswith("; check the address, --name, and whether you may write there\n")
+        and done.stderr.count("\n") == 1
+    )
     run("git", "checkout", "-q", "--", ".")
     run("dvc", "checkout", "--force")
 
@@ -62,4 +65,7 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "error: no MLflow store is named; pass --tracking-uri, or set MLFLOW_TRACKING_URI\n",
     )
     done = chargpt("mlflow", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("error: DVC cannot list its experiments: "), done.stderr
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: dvc.yaml: no such file; run from the root of a clone of chargpt\n",
+    )

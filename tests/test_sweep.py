@@ -198,6 +198,11 @@ def test_refused_before_it_starts(project: Project) -> None:
     assert done.returncode == 1 and "not the directory of a sweep" in done.stderr
 
 
+def hear_ctrl_c() -> None:
+    """For a process that is to be started: a test run in the background ignores Ctrl-C, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def kill(processes: list[psutil.Process], number: int) -> None:
     for process in processes:
         try:
@@ -207,12 +212,12 @@ def kill(processes: list[psutil.Process], number: int) -> None:
     psutil.wait_procs(processes, timeout=60)
 
 
-@pytest.mark.system
+@pytest.mark.sweep
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["everything", "worker", "terminal"])
 def test_nothing_is_lost(project: Project, how: str) -> None:
     """Kill all processes, only a worker, or press Ctrl-C: the same command goes on where each training was."""
-    project.publish(max_iters=1500, eval_interval=500)
+    project.publish(max_iters=6000, eval_interval=2000)
     project.plan(trials=2)
     environment = project.environment | {"CHARGPT_SAVE_EVERY_S": "0.2"}
     with (project.home.parent / "out").open("w") as out:
@@ -305,7 +310,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.system
+@pytest.mark.sweep
 @pytest.mark.timeout(400)
 def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: None) -> None:
     """Before its time is over, a job saves its training and is queued again. A new job goes on if it is cancelled."""
@@ -323,7 +328,9 @@ def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: No
 
     command = ["chargpt", "sweep", "mine.yaml"]
     with (project.home.parent / "out").open("w") as out:
-        first = subprocess.Popen(command, cwd=project.home, env=project.environment, stdout=out, stderr=out)
+        first = subprocess.Popen(
+            command, cwd=project.home, env=project.environment, stdout=out, stderr=out, preexec_fn=hear_ctrl_c
+        )
     wait("train: stopped (SIG")
     deadline = time.monotonic() + 60
     while subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True).stdout != "1 PENDING\n":
