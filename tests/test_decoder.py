@@ -152,9 +152,9 @@ def test_damaged_and_full_caches_are_compiled_again(tmp_path: Path) -> None:
     assert said("prlimit --fsize=100000") == compiles  # no room on the disk
     assert said() == compiles
     index, code = (next(tmp_path.glob(f"numba/chargpt_*/*extend*.{kind}")) for kind in ("nbi", "nbc"))
-    for damaged, content in ((index, index.read_bytes()[:100]), (code, code.read_bytes()[:30_000])):
-        damaged.write_bytes(content)
-        assert said() == compiles
+    index.write_bytes(index.read_bytes()[:100])
+    code.write_bytes(code.read_bytes()[:30_000])
+    assert said() == compiles
     assert said() == ""
 
 

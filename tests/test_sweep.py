@@ -154,7 +154,7 @@ def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> Non
     assert done.returncode == 1 and "sweep toy: space changed since its first trial" in done.stderr
 
 
-@pytest.mark.system
+@pytest.mark.sweep
 def test_failures_and_pruning(project: Project) -> None:
     """A trial that cannot run says why, and the others go on; a pruner stops trainings by their curve."""
     project.plan(space={"n_head": [2, 3]}, sampler="BruteForceSampler", trials=2, workers=1)
