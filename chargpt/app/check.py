@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from chargpt.app import lock, store
 from chargpt.app.git import git, remedy, untracked_code
 from chargpt.app.one_line import one_line
+from chargpt.app.outputs import require_clone
 from chargpt.app.params_file import load_params
 from chargpt.download import require_corpus
 from chargpt.errors import ChargptError, escape
@@ -31,8 +32,7 @@ def problems() -> Iterator[str]:
 
     Loads torch only if `device` names a GPU. Raises ChargptError outside the root of a clone.
     """
-    if not Path("dvc.yaml").exists():
-        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
+    require_clone()
     try:
         params = load_params()
     except ChargptError as error:

@@ -346,7 +346,7 @@ def sweep(
     report: Annotated[Optional[Path], typer.Option(help="Write a page about the sweep, and run nothing.")] = None,  # noqa: UP045
 ) -> None:
     """Run a search for better parameters: each trial is a DVC experiment, on this machine or on a cluster."""
-    from chargpt.app.sweep.submit import prepare, run
+    from chargpt.app.sweep.submit import best, prepare, run
 
     refuse_inputs(report)
     begun = prepare(plan)
@@ -357,8 +357,6 @@ def sweep(
         print(f"wrote {escape(report)}")
         return
     run(begun, lambda line: print(escape(line, len(line)), flush=True))
-    from chargpt.app.sweep.submit import best
-
     print(best(begun))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chargpt.app.one_line import one_line
-from chargpt.app.outputs import CURVE
+from chargpt.app.outputs import CURVE, require_clone
 from chargpt.errors import ChargptError
 
 REVISION = "dvc.revision"  # the tag that says which commit a run shows
@@ -37,8 +37,7 @@ def mirror(uri: str | None, name: str | None) -> tuple[int, int]:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ChargptError("no MLflow store is named; pass --tracking-uri, or set MLFLOW_TRACKING_URI")
-    if not Path("dvc.yaml").exists():
-        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
+    require_clone()
     found = list(revisions())
     new = old = 0
     broken: list[str] = []

@@ -29,3 +29,9 @@ def refuse_inputs(output: Path | None) -> None:
     for name in inputs:
         if output and Path(name).exists() and os.path.realpath(name) == os.path.realpath(output):
             raise ChargptError(f"--output {output} is the project's {name} and would replace it; give another path")
+
+
+def require_clone() -> None:
+    """Raise ChargptError if the working directory is not the root of a clone."""
+    if not Path("dvc.yaml").exists():
+        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")

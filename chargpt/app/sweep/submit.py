@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.app.git import git, remedy, untracked_code
 from chargpt.app.one_line import one_line
+from chargpt.app.outputs import require_clone
 from chargpt.app.store import places, relative_remote
 from chargpt.app.sweep.plan import Plan, load_plan
 from chargpt.app.sweep.study import Sweep, abandoned, busy_slots, create, open_sweep, running, spent
-from chargpt.app.sweep.trial import Stopped, experiment_commit, run_trial
+from chargpt.app.sweep.trial import DVC, Stopped, experiment_commit, run_trial
 from chargpt.errors import ChargptError
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def prepare(path: str | Path) -> Sweep:
         except ImportError:
             raise ChargptError(f"{package} is not installed; type: pip install 'chargpt[sweep]'") from None
     plan = load_plan(path)
-    if not Path("dvc.yaml").exists():
-        raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
+    require_clone()
     folder = (SWEEPS / plan.name).absolute()
     if not (folder / "journal.log").exists() and (lines := list(refusals(path))):
         raise ChargptError(*lines)
@@ -181,7 +180,7 @@ def bring_home(sweep: Sweep, shown: set[int]) -> Iterator[str]:
 
 def fetch(name: str) -> None:
     """Bring an experiment home. Raises ChargptError if DVC cannot."""
-    command = [sys.executable, "-m", "dvc", "exp", "pull", "--quiet", ORIGIN, name]
+    command = [*DVC, "exp", "pull", "--quiet", ORIGIN, name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ChargptError(f"{name}: DVC cannot fetch it: {one_line(Exception(done.stderr))}; type: chargpt check")
