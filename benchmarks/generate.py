@@ -23,9 +23,11 @@ import torch
 import transformers
 import xllamacpp
 
+from chargpt.config import GPTConfig
 from chargpt.export.gguf import save_gguf
 from chargpt.export.huggingface import export
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPT
+from chargpt.model_file import ModelFile
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
 
@@ -75,8 +77,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(65, CONTEXT, 4, 4, 128)).eval()
     folder = Path(tempfile.mkdtemp())
-    export(model, VOCAB, folder / "hf")
-    save_gguf(model, VOCAB, folder / "model.gguf")
+    file = ModelFile(model.config, VOCAB, model.arrays())
+    export(file, folder / "hf")
+    save_gguf(file, folder / "model.gguf")
     ctranslate2.converters.TransformersConverter(str(folder / "hf")).convert(str(folder / "ct2"))
     other = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
 
@@ -104,7 +107,7 @@ def main() -> None:
             idx = idx[:, -CONTEXT // 2 :]
 
     def ours(batch_size: int, n: int) -> None:
-        generate(model, torch.zeros(batch_size, 1, dtype=torch.int64), n)
+        generate(file, [[0]] * batch_size, n)
 
     engines: dict[str, dict[str, Way]] = {
         "CTranslate2": {f"{w} x {t}": ctranslate2_way(folder, w, t) for w, t in ((1, 1), (1, 2), (2, 1))},

@@ -54,12 +54,14 @@ def migrate(folder: Path, dialect: str = "gelu-head") -> None:
     """What `chargpt migrate --dialect gelu-head` does."""
     from chargpt.data import read_tokens, write_tokens
     from chargpt.legacy import migration
+    from chargpt.legacy.directory import read_legacy
     from chargpt.text import scan_text
 
     vocab, length = scan_text(folder / "text.txt")
     write_tokens(folder / "tokens", folder / "text.txt", vocab, length, 0.1)
     _, val = read_tokens(folder / "tokens", vocab)
-    migration.migrate(folder / "weights", folder / "model.safetensors", vocab, val, dialect=dialect)
+    legacy = read_legacy(folder / "weights")
+    migration.migrate(legacy, folder / "model.safetensors", vocab, val, dialect=dialect)
 
 
 def migrate_auto(folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from chargpt.checkpoint import read_metadata
+from chargpt.model_file import read_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARACTERS = np.frombuffer(b"\n !,.:;'?-" + bytes(range(65, 91)) + bytes(range(97, 123)), np.uint8)
@@ -69,7 +69,8 @@ def save_large_model(path: Path) -> None:
     import torch
 
     from chargpt.checkpoint import save_model
-    from chargpt.model import GPT, GPTConfig
+    from chargpt.config import GPTConfig
+    from chargpt.model import GPT
     from chargpt.vocab import Vocab
 
     torch.manual_seed(0)

@@ -11,15 +11,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import ChargptError
-from chargpt.model import GPT
-from chargpt.tensors import is_finite, open_tensors, tensor_hash, write_tensors
-from chargpt.untrusted import FORMAT_VERSION, parse_metadata, read_model_file
+from chargpt.model_file import FORMAT_VERSION, read_model
+from chargpt.tensors import is_finite, tensor_hash, write_tensors
 from chargpt.vocab import Vocab
+
+if TYPE_CHECKING:
+    import torch
+
+    from chargpt.model import GPT
 
 
 def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, Any] | None = None) -> None:
@@ -28,7 +30,7 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
     params: JSON values for people to read; nothing depends on them.
     Raises ChargptError if a weight is not finite, so that nobody takes a diverged model for a good one.
     """
-    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in model.state_dict().items()}
+    tensors = model.arrays()
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise ChargptError(f"{path}: not written: {name} holds nan or infinite values; train with a lower lr")
@@ -48,12 +50,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GP
     The weights are memory-mapped until they are moved to another device. Nothing in the file is trusted or executed.
     Raises ChargptError if the file is refused; the message says why.
     """
-    model, vocab, weights = read_model_file(path)
-    model.load_state_dict(weights, assign=True)
-    return model.to(device).eval(), vocab
+    from chargpt.model import GPT  # loads torch, which takes seconds
 
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The entries of the key `chargpt`. Raises ChargptError if the file is not a model of a known format version."""
-    with open_tensors(path) as file:
-        return parse_metadata(path, file.metadata())
+    file = read_model(path)
+    return GPT.from_arrays(file.config, file.weights).to(device).eval(), file.vocab

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from chargpt.errors import ChargptError
 from chargpt.tensors import read_arrays, write_arrays
@@ -21,6 +19,7 @@ from chargpt.vocab import Vocab
 
 SHUFFLED = 1 << 16  # windows that are shuffled at once
 Ids = NDArray[np.unsignedinteger]
+Batch = NDArray[np.int64]
 
 
 def split_sizes(length: int, val_fraction: float) -> tuple[int, int]:
@@ -75,7 +74,7 @@ def epoch_parts(characters: int, block_size: int) -> tuple[int, int]:
     return parts, windows // parts
 
 
-def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Batch, Batch]:
     """The windows of one update. Together, the updates read the text epoch by epoch, each window once an epoch.
 
     Each epoch divides the text at another offset and visits its windows in another random order. A batch depends on the
@@ -91,11 +90,11 @@ def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: 
         order = np.random.default_rng((seed, epoch, first)).permutation(size)
         now = draws // size == part
         starts[now] = offset + (first + parts * order[draws[now] % size]) * block_size
-    batch = torch.from_numpy(ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
-    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+    batch = ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    return np.ascontiguousarray(batch[:, :-1]), np.ascontiguousarray(batch[:, 1:])
 
 
-def evaluation_batches(ids: Ids, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(ids: Ids, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Batch]]:
     """Yield ordered windows that predict every character of `ids` but the first exactly once.
 
     Yields inputs and targets, both (B, T) int64, with T = block_size and B = batch_size. The last batch of whole
@@ -104,8 +103,8 @@ def evaluation_batches(ids: Ids, block_size: int, batch_size: int) -> Iterator[t
     full, rest = divmod(len(ids) - 1, block_size)
     for first in range(0, full, batch_size):
         start, end = first * block_size, min(first + batch_size, full) * block_size
-        piece = torch.from_numpy(ids[start : end + 1].astype(np.int64))
-        yield piece[:-1].view(-1, block_size), piece[1:].view(-1, block_size)
+        piece = ids[start : end + 1].astype(np.int64)
+        yield piece[:-1].reshape(-1, block_size), piece[1:].reshape(-1, block_size)
     if rest:
-        piece = torch.from_numpy(ids[-rest - 1 :].astype(np.int64))
+        piece = ids[-rest - 1 :].astype(np.int64)
         yield piece[None, :-1], piece[None, 1:]

@@ -1,21 +1,28 @@
 """Read characters and choose the next ones: with compiled loops on a processor; with torch on other devices.
 
 If the model is large, torch's matrix products on all cores are as fast as the loops, and torch runs the model too.
+Otherwise torch, which takes seconds to load, is not needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Union
 
 import numpy as np
-import torch
+from numba import config as numba_config
 from numpy.typing import NDArray
 
-from chargpt.kernel import choose, extend, weights_of
-from chargpt.model import GPT, KVCache
+from chargpt.config import GPTConfig
+from chargpt.kernel import Floats, choose, extend, prepare
+from chargpt.model_file import ModelFile
+
+if TYPE_CHECKING:
+    from chargpt.model import GPT
 
 IDS = NDArray[np.int64]
+Model = Union["GPT", ModelFile]
 LARGEST_COMPILED = 25_000_000  # parameters
 ROWS = 4  # texts that are read together: their cache and the weights fit into the processor's
 PIECE = 50_000_000  # parameters times characters of one call
@@ -46,22 +53,44 @@ class Decoder(Protocol):
         """Forget every character that was read."""
 
 
-def make_decoder(model: GPT, batch_size: int) -> Decoder:
+def place(model: ModelFile, device: str) -> Model:
+    """The model for a value of `device` in params.yaml.
+
+    `auto` takes the processor for a small model, which is written fastest there, and otherwise a GPU if there is one.
+    Raises ChargptError if the device is not available.
+    """
+    if device in ("auto", "cpu") and model.config.parameters <= LARGEST_COMPILED:
+        return model
+    from chargpt.device import pick_device
+    from chargpt.model import GPT
+
+    return GPT.from_arrays(model.config, model.weights).to(pick_device(device)).eval()
+
+
+def make_decoder(model: Model, batch_size: int) -> Decoder:
     """The fastest decoder for the model's device and size."""
-    small = sum(p.numel() for p in model.parameters()) <= LARGEST_COMPILED
-    on_cpu = model.wte.weight.device.type == "cpu"
-    return CompiledDecoder(model, batch_size) if small and on_cpu else TorchDecoder(model, batch_size)
+    small = model.config.parameters <= LARGEST_COMPILED
+    if isinstance(model, ModelFile):
+        if small:
+            return CompiledDecoder(model.config, model.weights, batch_size)
+        model = place(model, "cpu")
+        assert not isinstance(model, ModelFile)
+    elif small and model.wte.weight.device.type == "cpu":
+        return CompiledDecoder(model.config, model.arrays(), batch_size)
+    return TorchDecoder(model, batch_size)
 
 
-def piece_size(model: GPT) -> int:
+def piece_size(config: GPTConfig) -> int:
     """How many characters to choose in one call: some milliseconds of work."""
-    return max(1, min(64, PIECE // sum(p.numel() for p in model.parameters())))
+    return max(1, min(64, PIECE // config.parameters))
 
 
 class TorchDecoder:
     """Runs the torch model itself, with its key/value cache, on any device."""
 
     def __init__(self, model: GPT, batch_size: int) -> None:
+        from chargpt.model import KVCache
+
         self.model = model
         self.cache = KVCache(model, batch_size)
 
@@ -81,23 +110,25 @@ class TorchDecoder:
             unread = chosen[step][:, None]
         return chosen
 
-    @torch.inference_mode()
-    def read(self, idx: IDS) -> NDArray[np.float32]:
+    def read(self, idx: IDS) -> Floats:
         """Read idx (B, S) after the characters read before; return the next character's logits (B, V)."""
+        import torch
+
         was_training = self.model.training
         self.model.eval()
-        logits = self.model(torch.from_numpy(idx).to(self.model.wte.weight.device), self.cache)[:, -1]
+        with torch.inference_mode():
+            logits = self.model(torch.from_numpy(idx).to(self.model.wte.weight.device), self.cache)[:, -1]
         self.model.train(was_training)
-        return logits.cpu().numpy()
+        return logits.contiguous().cpu().numpy()
 
 
 class CompiledDecoder:
-    """Runs compiled loops on a copy of the model's present weights. Threads share the texts, a few texts at a time."""
+    """Runs compiled loops on a copy of the weights. Threads share the texts, a few texts at a time."""
 
-    def __init__(self, model: GPT, batch_size: int) -> None:
-        c = model.config
-        self.weights, self.relu = weights_of(model), c.activation == "relu"
-        threads = torch.get_num_threads()
+    def __init__(self, config: GPTConfig, weights: Mapping[str, Floats], batch_size: int) -> None:
+        c = config
+        self.weights, self.relu = prepare(c, weights), c.activation == "relu"
+        threads = numba_config.NUMBA_NUM_THREADS
         rows = min(ROWS, -(-batch_size // threads))
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
         shape = (c.n_head, c.n_embd // c.n_head, c.block_size)

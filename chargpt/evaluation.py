@@ -32,7 +32,8 @@ def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
     characters, logits = CPU_PASS if device.type == "cpu" else GPU_PASS
     windows = max(1, min(characters, logits // model.config.vocab_size) // block_size)
     try:
-        for idx, targets in evaluation_batches(ids, block_size, windows):
+        for batch in evaluation_batches(ids, block_size, windows):
+            idx, targets = (torch.from_numpy(part) for part in batch)
             logits = model(idx.to(device))
             nats = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="none")
             yield targets, nats.view(targets.shape).cpu()

@@ -10,16 +10,14 @@ T block_size, and the letters of `model.py`. A row's result does not depend on t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from chargpt.compiled import compiled, inlined
-from chargpt.model import GPT
+from chargpt.config import GPTConfig
 
 f32 = np.float32
 Floats = NDArray[np.float32]
@@ -44,36 +42,35 @@ class Weights(NamedTuple):
     head_bias: Floats  # (V,)
 
 
-@torch.no_grad()
-def weights_of(model: GPT) -> Weights:
-    """A copy of the model's present weights."""
+def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
+    """A copy of a model's weights. weights: by their names in `GPT`, float32."""
 
-    def array(t: Tensor) -> Floats:
-        return t.detach().cpu().float().clone(memory_format=torch.contiguous_format).numpy()
+    def matrix(name: str) -> Floats:
+        return weights[f"{name}.weight"].T.copy()
 
-    def each(part: Callable[[Any], Tensor]) -> Floats:
-        return torch.stack([part(block) for block in model.h]).float().cpu().numpy()
+    def norm(name: str) -> Floats:
+        return np.stack([weights[f"{name}.weight"], weights[f"{name}.bias"]])
 
-    def norm(layer: nn.LayerNorm) -> Tensor:
-        return torch.stack([layer.weight, layer.bias])
+    def each(part: Callable[[str], Floats], name: str) -> Floats:
+        return np.stack([part(f"h.{layer}.{name}") for layer in range(config.n_layer)])
 
-    c_attn = each(lambda block: block.attn.c_attn.weight.T)
-    c_attn[:, :, : model.config.n_embd] *= model.config.scale
+    c_attn = each(matrix, "attn.c_attn")
+    c_attn[:, :, : config.n_embd] *= f32(config.scale)
     return Weights(
-        wte=array(model.wte.weight),
-        wpe=array(model.wpe.weight),
-        ln_1=each(lambda block: norm(block.ln_1)),
+        wte=weights["wte.weight"].copy(),
+        wpe=weights["wpe.weight"].copy(),
+        ln_1=each(norm, "ln_1"),
         c_attn=c_attn,
-        attn_proj=each(lambda block: block.attn.c_proj.weight.T),
-        attn_bias=each(lambda block: block.attn.c_proj.bias),
-        ln_2=each(lambda block: norm(block.ln_2)),
-        c_fc=each(lambda block: block.mlp.c_fc.weight.T),
-        fc_bias=each(lambda block: block.mlp.c_fc.bias),
-        mlp_proj=each(lambda block: block.mlp.c_proj.weight.T),
-        mlp_bias=each(lambda block: block.mlp.c_proj.bias),
-        ln_f=array(norm(model.ln_f)),
-        lm_head=array(model.lm_head.weight.T),
-        head_bias=array(model.lm_head.bias),
+        attn_proj=each(matrix, "attn.c_proj"),
+        attn_bias=each(weights.__getitem__, "attn.c_proj.bias"),
+        ln_2=each(norm, "ln_2"),
+        c_fc=each(matrix, "mlp.c_fc"),
+        fc_bias=each(weights.__getitem__, "mlp.c_fc.bias"),
+        mlp_proj=each(matrix, "mlp.c_proj"),
+        mlp_bias=each(weights.__getitem__, "mlp.c_proj.bias"),
+        ln_f=norm("ln_f"),
+        lm_head=matrix("lm_head"),
+        head_bias=weights["lm_head.bias"].copy(),
     )
 
 

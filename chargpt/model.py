@@ -7,59 +7,17 @@ Shapes in comments: B batch, T positions, C n_embd, nh n_head, hs head size, V v
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
 from chargpt.linear import Linear
-
-Activation = Literal["gelu", "relu"]
-AttentionScale = Literal["head", "embedding"]
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The architecture: everything that is needed to build the model.
-
-    Raises ChargptError if a size is below 1, `n_embd` is not a multiple of `n_head`, `dropout` is outside
-    [0, 1), or `activation` or `attention_scale` is unknown.
-    """
-
-    vocab_size: int
-    block_size: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    dropout: float = 0.0
-    activation: Activation = "gelu"
-    attention_scale: AttentionScale = "head"
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ChargptError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.n_embd % self.n_head:
-            raise ChargptError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
-            raise ChargptError(f"dropout is {self.dropout!r}; it must be a number in [0, 1)")
-        if self.activation not in ("gelu", "relu"):
-            raise ChargptError(f"activation is {self.activation!r}; it must be 'gelu' or 'relu'")
-        if self.attention_scale not in ("head", "embedding"):
-            raise ChargptError(f"attention_scale is {self.attention_scale!r}; it must be 'head' or 'embedding'")
-
-    @property
-    def scale(self) -> float:
-        """The factor that attention scores are multiplied with.
-
-        It is head size ** -0.5, or n_embd ** -0.5 as in the oldest legacy releases.
-        """
-        width = self.n_embd // self.n_head if self.attention_scale == "head" else self.n_embd
-        return width**-0.5
 
 
 class KVCache:
@@ -195,6 +153,18 @@ class GPT(nn.Module):
             elif p.dim() == 2:
                 residual = name.endswith("c_proj.weight")
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+
+    @classmethod
+    def from_arrays(cls, config: GPTConfig, weights: Mapping[str, NDArray[np.float32]]) -> GPT:
+        """A model with these weights, which are not copied. Their names and shapes: `config.shapes()`."""
+        with torch.device("meta"):  # no memory and no initial values
+            model = cls(config)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)
+        return model
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The present weights by name; they share memory with the model's if those lie on the processor."""
+        return {name: t.detach().cpu().float().contiguous().numpy() for name, t in self.state_dict().items()}
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """The logits of the next character at each position.

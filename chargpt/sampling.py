@@ -7,88 +7,111 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from chargpt.decoder import Options, make_decoder, piece_size
+from chargpt.config import GPTConfig
+from chargpt.decoder import IDS, Model, Options, make_decoder, piece_size
 from chargpt.errors import ChargptError
-from chargpt.model import GPT
 
 KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as all of it, and leaves 7/8 free
 
 
+class Random:
+    """Uniform random numbers: exactly those of torch's generator on a CPU with the same seed, without loading torch.
+
+    seed: at least 0, of which the lowest 32 bits count; None for another one each time.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._state = np.random.RandomState(None if seed is None else seed & 0xFFFFFFFF)
+
+    def integers(self, count: int) -> NDArray[np.uint64]:
+        """(count,) uint64, all values equally likely."""
+        words = self._state.randint(0, 1 << 32, size=(count, 2), dtype=np.uint32).astype(np.uint64)
+        return words[:, 0] << np.uint64(32) | words[:, 1]
+
+    def numbers(self, count: int) -> NDArray[np.float64]:
+        """(count,) float64 in [0, 1)."""
+        return (self.integers(count) & np.uint64((1 << 53) - 1)).astype(np.float64) * 2.0**-53
+
+    def split(self, count: int) -> list[Random]:
+        """Generators for the rows of a batch: the text of a row then does not depend on the number of rows."""
+        return [Random(int(seed) % (2**63 - 1)) for seed in self.integers(count)]
+
+
 def stream(
-    model: GPT,
-    idx: Tensor,
+    model: Model,
+    idx: ArrayLike,
     max_tokens: int,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    random: Random | None = None,
     exact: bool = False,
-) -> Iterator[Tensor]:
+) -> Iterator[IDS]:
     """An iterator that yields the next id of each row, (B,) int64, `max_tokens` times.
 
     The arguments are those of `generate`. They are checked at the call, before the first id is asked for.
     """
-    _check_ids(model, idx)
+    ids = _check_ids(model.config, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
-    rows = [_row_generator(generator) for _ in range(idx.size(0))]
-    pieces = _pieces(model, idx, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
-    return (ids for piece in pieces for ids in piece.unbind(1))
+    rows = (random or Random()).split(len(ids))
+    pieces = _pieces(model, ids, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    return (chosen for piece in pieces for chosen in piece.T)
 
 
 def _pieces(
-    model: GPT,
-    idx: Tensor,
+    model: Model,
+    idx: IDS,
     max_tokens: int,
-    rows: list[torch.Generator],
+    rows: list[Random],
     *,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     exact: bool,
-) -> Iterator[Tensor]:
-    """Yield the next ids of each row in pieces, (B, n) int64 on the CPU."""
+) -> Iterator[IDS]:
+    """Yield the next ids of each row in pieces, (B, n) int64."""
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     options = Options(
         float(temperature), min(top_k or vocab_size, vocab_size), math.inf if top_p is None else float(top_p)
     )
     # number of characters that are read again when the context is full
     kept = block_size if exact else max(1, block_size // KEPT_PART)
-    decoder, piece = make_decoder(model, idx.size(0)), piece_size(model)
-    recent = unread = idx[:, -block_size:].cpu().numpy()
+    decoder, piece = make_decoder(model, len(idx)), piece_size(model.config)
+    recent = unread = idx[:, -block_size:]
     while max_tokens:
         if decoder.length + unread.shape[1] > block_size:
             decoder.forget()
             unread = recent[:, -kept:]
         count = min(max_tokens, piece, block_size + 1 - decoder.length - unread.shape[1])
-        uniform = np.stack([torch.rand(count, dtype=torch.float64, generator=row).numpy() for row in rows], axis=1)
+        uniform = np.stack([row.numbers(count) for row in rows], axis=1)
         chosen = decoder.extend(unread, uniform, options).T
         if chosen.min() < 0:
             raise ChargptError("the model's predictions are not finite numbers: it diverged in training; use another")
-        yield torch.from_numpy(chosen)
+        yield chosen
         unread = chosen[:, -1:]
         recent = np.concatenate([recent, chosen], axis=1)[:, -block_size:]
         max_tokens -= count
 
 
 def generate(
-    model: GPT,
-    idx: Tensor,
+    model: Model,
+    idx: ArrayLike,
     max_tokens: int,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    random: Random | None = None,
     exact: bool = False,
-) -> Tensor:
-    """Continue each row of idx (B, T) int64 by `max_tokens` characters; return (B, T + max_tokens) int64.
+) -> IDS:
+    """Continue each row of idx (B, T), whole numbers, by `max_tokens` characters; return (B, T + max_tokens) int64.
 
+    model: a model file as `read_model` returns it, or a `GPT` on any device.
     temperature: >= 0; 0 takes the likeliest character. top_k: >= 1 or None. top_p: in (0, 1] or None.
-    generator: a CPU generator, or None for torch's own. The same state of the generator gives the same text.
+    random: the random numbers, None for other ones each time. The same state of `random` gives the same text.
     exact: what to do when the context is full. Position embeddings are learned, so a full context cannot slide on by
     one character: it must be read again from position 0. If `exact` is true, the last block_size characters are read
     again for each further character, which costs ten times as much. If it is false, the last eighth of the context is
@@ -96,54 +119,56 @@ def generate(
     and all of them, with no measurable loss of quality.
     Raises ChargptError for an empty prompt or an argument out of its range.
     """
-    _check_ids(model, idx)
+    ids = _check_ids(model.config, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
-    rows = [_row_generator(generator) for _ in range(idx.size(0))]
-    new = _pieces(model, idx, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
-    return torch.cat([idx, *(piece.to(idx.device) for piece in new)], dim=1)
+    rows = (random or Random()).split(len(ids))
+    new = _pieces(model, ids, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    return np.concatenate([ids, *new], axis=1)
 
 
 def generate_each(
-    model: GPT,
-    prompts: Sequence[Tensor],
+    model: Model,
+    prompts: Sequence[ArrayLike],
     max_tokens: int,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    random: Random | None = None,
     exact: bool = False,
-) -> list[Tensor]:
-    """Continue prompts of different lengths, each (T,) int64, by `max_tokens` characters.
+) -> list[IDS]:
+    """Continue prompts of different lengths, each (T,) whole numbers, by `max_tokens` characters.
 
-    The options are those of `generate`. Returns one tensor (T + max_tokens,) int64 for each prompt, in their order.
+    The options are those of `generate`. Returns one array (T + max_tokens,) int64 for each prompt, in their order.
     Prompts of the same length are generated together. The other prompts do not change a text; its place in the list
     does, because that decides its random numbers.
     """
     _check_options(max_tokens, temperature, top_k, top_p)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
-    rows = [_row_generator(generator) for _ in prompts]
-    texts = list(prompts)
-    for prompt in prompts:
-        _check_ids(model, prompt[None])
-    for length in sorted({len(prompt) for prompt in prompts}):
-        numbers = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        idx = torch.stack([prompts[i] for i in numbers])
+    given = [_check_ids(model.config, np.asarray(prompt)[None])[0] for prompt in prompts]
+    rows = (random or Random()).split(len(given))
+    texts = list(given)
+    for length in sorted({len(prompt) for prompt in given}):
+        numbers = [i for i, prompt in enumerate(given) if len(prompt) == length]
+        idx = np.stack([given[i] for i in numbers])
         new = _pieces(model, idx, max_tokens, [rows[i] for i in numbers], **options)
-        for i, text in zip(numbers, torch.cat([idx, *new], dim=1), strict=True):
+        for i, text in zip(numbers, np.concatenate([idx, *new], axis=1), strict=True):
             texts[i] = text
     return texts
 
 
-def _check_ids(model: GPT, idx: Tensor) -> None:
-    if idx.dtype != torch.int64:
-        raise ChargptError(f"ids are {idx.dtype}; expected torch.int64: use idx.long()")
-    if idx.dim() != 2:
-        raise ChargptError(f"ids have shape {tuple(idx.shape)}; expected (B, T), one row for each text")
-    if idx.numel() == 0:
+def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
+    """The ids as (B, T) int64."""
+    ids = np.asarray(idx)
+    if ids.ndim != 2:
+        raise ChargptError(f"ids have shape {ids.shape}; expected (B, T), one row for each text")
+    if not ids.size:
         raise ChargptError("generation needs a prompt of at least one character")
-    if not 0 <= int(idx.min()) <= int(idx.max()) < model.config.vocab_size:
-        raise ChargptError(f"ids reach from {idx.min()} to {idx.max()}; the vocabulary has {model.config.vocab_size}")
+    if ids.dtype.kind not in "iu":
+        raise ChargptError(f"ids are {ids.dtype}; expected whole numbers: use Vocab.encode")
+    if not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise ChargptError(f"ids reach from {ids.min()} to {ids.max()}; the vocabulary has {config.vocab_size}")
+    return ids.astype(np.int64)
 
 
 def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -155,9 +180,3 @@ def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p
         raise ChargptError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ChargptError(f"top_p is {top_p}; it must be above 0 and at most 1")
-
-
-def _row_generator(generator: torch.Generator | None) -> torch.Generator:
-    """A random generator for one row: its text then does not depend on the number of rows."""
-    seed = torch.randint(2**63 - 1, (), generator=generator).item()
-    return torch.Generator().manual_seed(int(seed))

@@ -8,9 +8,9 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from chargpt.files import atomic_path, atomic_write, unique_keys
 MAX_HEADER = 20_000_000  # bytes; a model with 1000 layers and every Unicode character needs 17 million
 AGAIN = "fetch or make it again"
 FORMAT_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
+DTYPES = {"BOOL": "?", **{f"{k.upper()}{8 * n}": f"<{k}{n}" for k, n in product("ui", (1, 2, 4, 8))}}
+DTYPES |= {f"F{8 * n}": f"<f{n}" for n in (2, 4, 8)}
 
 
 def write_arrays(
@@ -50,17 +52,46 @@ def write_arrays(
 
 def read_arrays(path: str | Path, names: Sequence[str]) -> list[NDArray[Any]]:
     """Memory-map the named arrays of ids in a .safetensors file. Raises ChargptError if the file lacks one of them."""
-    with open_tensors(path) as file:
-        formats = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        missing = sorted(name for name in names if formats.get(name) not in FORMAT_NAMES.values())
-        if missing:
-            raise ChargptError(f"{path}: has no tensor {', '.join(missing)} of ids; run `dvc repro` to make it again")
-        return [file.get_tensor(name).numpy() for name in names]
+    file = open_tensors(path)
+    missing = sorted(name for name in names if file.formats.get(name) not in FORMAT_NAMES.values())
+    if missing:
+        raise ChargptError(f"{path}: has no tensor {', '.join(missing)} of ids; run `dvc repro` to make it again")
+    return [file.array(name) for name in names]
 
 
-@contextmanager
-def open_tensors(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file to read it as memory-mapped torch tensors.
+class TensorFile:
+    """An open safetensors file.
+
+    metadata: its entries; none if the file has no metadata. shapes and formats: of each tensor, by name; a format is
+    the file's name of a dtype, such as F32.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], start: int) -> None:
+        tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+        self.metadata: dict[str, str] = header.get("__metadata__") or {}
+        self.shapes: dict[str, list[int]] = {name: about["shape"] for name, about in tensors.items()}
+        self.formats: dict[str, str] = {name: about["dtype"] for name, about in tensors.items()}
+        self._offsets = {name: about["data_offsets"] for name, about in tensors.items()}
+        self._bytes = np.memmap(path, np.uint8, mode="c")[start:]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A tensor, memory-mapped. What is written into it does not reach the file.
+
+        Raises ChargptError if numpy has no such dtype.
+        """
+        if self.formats[name] not in DTYPES:
+            raise ChargptError(f"{name} has the format {self.formats[name]}; expected one of {', '.join(DTYPES)}")
+        first, last = self._offsets[name]
+        array = np.asarray(self._bytes[first:last]).view(DTYPES[self.formats[name]]).reshape(self.shapes[name])
+        return array if array.flags.aligned else array.copy()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every tensor, by name."""
+        return {name: self.array(name) for name in self.shapes}
+
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """Open a safetensors file to read it as memory-mapped arrays.
 
     Raises ChargptError if the file is missing, empty, truncated or not a safetensors file; the message says which.
     """
@@ -76,58 +107,59 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
             raise ChargptError(f"{path}: the file is empty; fetch or make it again")
         if int.from_bytes(length, "little") > MAX_HEADER:
             raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long); {AGAIN}")
-        header = start.read(int.from_bytes(length, "little"))
+        head = start.read(int.from_bytes(length, "little"))
     try:
-        json.loads(header, object_pairs_hook=unique_keys)  # the library would accept a repeated name
-    except (ValueError, RecursionError) as error:
-        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
-    try:
-        opened = safe_open(path, framework="pt")
-    except RuntimeError as error:  # raised by torch for a file larger than the address space
+        header = json.loads(head, object_pairs_hook=unique_keys)  # the library would accept a repeated name
+        with safe_open(path, framework="np"):  # compares the header with the file's length
+            pass
+        return TensorFile(path, header, 8 + len(head))
+    except (OSError, MemoryError) as error:  # a file larger than the address space
         raise ChargptError(
             f"{path}: cannot be mapped into memory ({escape(error)}); free some, or use a smaller model"
         ) from None
-    except SafetensorError as error:
-        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
-    try:
-        with opened as file:
-            yield file
-    except SafetensorError as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write torch tensors atomically. The same tensors and metadata give the same bytes.
+def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write arrays atomically. The same arrays and metadata give the same bytes.
 
     metadata: at most one key, because the library writes several keys in random order.
     Raises OSError if the operating system reports one, for example that the disk is full.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     assert len(metadata) <= 1, "several metadata keys are written in random order"
     with atomic_path(path) as temporary:
+        # the library does not look at the order of the axes
+        ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         try:
-            save_file(dict(tensors), temporary, metadata=dict(metadata))
+            save_file(ordered, temporary, metadata=dict(metadata))
         except SafetensorError as error:  # the library hides the operating system's error in its text
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from None
 
 
-def tensor_hash(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def tensor_hash(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> str:
     """A checksum of tensors and of facts about them (JSON values): sha256, in hexadecimal.
 
     It covers the sha256 of each tensor, in the order of their names, and the facts as sorted JSON.
     """
+
+    def digest(name: str) -> bytes:
+        return hashlib.sha256(np.asarray(tensors[name], order="C").data).digest()
+
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock, so threads help
-        digests = list(pool.map(lambda name: hashlib.sha256(tensors[name].numpy().data).digest(), sorted(tensors)))
+        digests = list(pool.map(digest, sorted(tensors)))
     return hashlib.sha256(b"".join(digests) + json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def is_finite(tensor: Any) -> bool:
-    """Whether every value of a tensor is finite.
+def is_finite(array: NDArray[np.floating]) -> bool:
+    """Whether every value is finite.
 
     A finite sum proves it, and is fast to compute. Finite values can have an infinite sum: then each value is checked.
     """
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())

@@ -42,12 +42,13 @@ def main() -> None:
 
 def run(name: str, params: Params) -> None:
     """Run a stage, and give it what it needs besides the parameters."""
+    from chargpt.app import machine
+
+    machine.limit_threads()
     if name == "train":
         train(params)
     elif name == "download":
-        from chargpt.app.machine import cache_folder
-
-        import_undisturbed("stages.download").main(params, cache_folder())
+        import_undisturbed("stages.download").main(params, machine.cache_folder())
     else:
         import_undisturbed(f"stages.{name}").main(params)
     if name == LAST and "DVC_ROOT" in os.environ:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from chargpt.checkpoint import load_model, read_metadata
 from chargpt.export.huggingface import export
 from chargpt.files import finite_numbers, read_json
+from chargpt.model_file import read_metadata, read_model
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -17,9 +17,8 @@ MODEL = "artifacts/model.safetensors"
 
 def main(_: Params) -> None:
     """Export the model to artifacts/hf."""
-    model, vocab = load_model(MODEL)
     metrics = finite_numbers(read_json("metrics/evaluate.json"))
-    if remark := export(model, vocab, "artifacts/hf", read_metadata(MODEL)["params"], metrics):
+    if remark := export(read_model(MODEL), "artifacts/hf", read_metadata(MODEL)["params"], metrics):
         print(f"export: {remark}", file=sys.stderr)
 
 

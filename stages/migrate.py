@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from chargpt.data import read_tokens
 from chargpt.files import refuse_link, write_json, write_text
-from chargpt.legacy.dialect import DoesNotFitCorpus
-from chargpt.legacy.migration import migrate
+from chargpt.legacy.directory import DoesNotFitCorpus, read_legacy
 from chargpt.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -23,15 +22,17 @@ def main(params: Params) -> None:
 
     If they do not fit the corpus and training starts from scratch, write an empty model file and an empty record.
     """
-    vocab = Vocab.load("artifacts/vocab.json")
+    vocab, dialect = Vocab.load("artifacts/vocab.json"), params.dialect
     train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
     refuse_link(weights)
     config_path = config if config.exists() or config.is_symlink() else None
     try:
-        migration = migrate(
-            weights, OUTPUT, vocab, val_ids, train_ids=train_ids, config_path=config_path, dialect=params.dialect
-        )
+        legacy = read_legacy(weights, config_path)
+        legacy.require_vocab(vocab)
+        from chargpt.legacy.migration import migrate  # loads torch, which takes seconds
+
+        migration = migrate(legacy, OUTPUT, vocab, val_ids, train_ids=train_ids, dialect=dialect)
     except DoesNotFitCorpus as error:
         if params.init == "migrated":
             raise

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from chargpt.checkpoint import load_model
-from chargpt.device import pick_device
+from chargpt.decoder import place
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
-from chargpt.sampling import generate
+from chargpt.model_file import read_model
+from chargpt.sampling import Random, generate
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -18,21 +16,21 @@ if TYPE_CHECKING:
 
 def main(params: Params) -> None:
     """Continue the prompt num_samples times. Raises ChargptError if the model does not know one of its characters."""
-    model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
+    model = read_model("artifacts/model.safetensors")
     try:
-        prompt = torch.tensor([vocab.encode(params.prompt)] * params.num_samples)
+        prompt = [model.vocab.encode(params.prompt)] * params.num_samples
     except ChargptError as error:
         raise ChargptError(f"prompt: {error}; choose another with -S prompt=...") from None
     ids = generate(
-        model,
+        place(model, params.device),
         prompt,
         params.max_tokens,
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,
-        generator=torch.Generator().manual_seed(params.seed),
+        random=Random(params.seed),
     )
-    texts = [f"=== sample {i} ===\n{vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
+    texts = [f"=== sample {i} ===\n{model.vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
     write_text("artifacts/sample.txt", "\n".join(texts))
 
 

@@ -24,7 +24,9 @@ from ruamel.yaml import YAML
 from chargpt import kernel
 from chargpt.__main__ import main
 from chargpt.app.params_file import load_params
-from chargpt.model import GPT, GPTConfig
+from chargpt.config import GPTConfig
+from chargpt.model import GPT
+from chargpt.model_file import ModelFile
 from chargpt.params import Params
 from chargpt.vocab import Vocab
 from tests.pipeline import ROOT
@@ -91,6 +93,11 @@ def random_model(config: GPTConfig, seed: int = 0) -> GPT:
     for p in model.parameters():
         torch.nn.init.normal_(p, mean=1.0 if p.dim() == 1 and p is not model.lm_head.bias else 0.0, std=0.3)
     return model.eval()
+
+
+def model_file(model: GPT, vocab: Vocab | None = None) -> ModelFile:
+    """What `read_model` would return for the model; its vocabulary is any of the right size if none is given."""
+    return ModelFile(model.config, vocab or Vocab(map(chr, range(model.config.vocab_size))), model.arrays())
 
 
 def choose(

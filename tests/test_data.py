@@ -168,7 +168,7 @@ def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: in
     inputs, targets = [], []
     for x, y in evaluation_batches(ids, block_size, batch_size):
         assert x.shape == y.shape
-        assert x.size(0) <= batch_size and x.size(1) <= block_size
+        assert x.shape[0] <= batch_size and x.shape[1] <= block_size
         inputs += x.flatten().tolist()
         targets += y.flatten().tolist()
     assert targets == list(range(1, n))
@@ -192,7 +192,7 @@ def test_each_epoch_reads_each_window_once(
         first = epoch * windows // batch_size
         steps = range(first, first + windows + 1)
         draws = [training_batch(ids, block_size, batch_size, seed, step)[0][:, 0] for step in steps]
-    starts = torch.cat(draws)[epoch * windows - first * batch_size :][:windows].tolist()
+    starts = np.concatenate(draws)[epoch * windows - first * batch_size :][:windows].tolist()
     assert len({start % block_size for start in starts}) == 1
     assert len(set(starts)) == windows
     assert min(starts) >= 0 and max(starts) <= len(ids) - block_size - 1

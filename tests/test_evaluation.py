@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
 from chargpt.evaluation import character_losses, evaluate, metrics
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPT
 from tests.conftest import random_model
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chargpt.app.params_file import load_params
-from chargpt.checkpoint import read_metadata
+from chargpt.model_file import read_metadata
 from tests.conftest import SIGNED, Run, set_value, undo
 from tests.documents import blocks
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
 from chargpt.export.huggingface import export
-from chargpt.model import GPTConfig
 from chargpt.vocab import Vocab
-from tests.conftest import random_model
+from tests.conftest import model_file, random_model
 
 transformers = pytest.importorskip("transformers")
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -26,7 +26,7 @@ VOCAB = Vocab(sorted("\n \"'!abc\u00e9\U0001f600"))
 @pytest.mark.parametrize("n_embd", [6, 12])  # narrower and wider than the vocabulary of 10
 def test_transformers_computes_the_same(tmp_path: Path, activation: Any, scale: Any, n_embd: int) -> None:
     model = random_model(GPTConfig(10, 8, 2, 3, n_embd, 0.1, activation, scale))
-    export(model, VOCAB, tmp_path / "hf")
+    export(model_file(model, VOCAB), tmp_path / "hf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     assert type(theirs).__name__ == "GPT2LMHeadModel"
     idx = torch.randint(0, 10, (4, 8), generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def test_transformers_computes_the_same(tmp_path: Path, activation: Any, scale: 
 
 def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
-    export(model, VOCAB, tmp_path / "hf")
+    export(model_file(model, VOCAB), tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text = "".join(VOCAB.itos) * 2 + " ab  \n\n'a"
     assert tokenizer(text)["input_ids"] == VOCAB.encode(text)
@@ -50,16 +50,16 @@ def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
 
 
 def test_a_model_that_vllm_refuses_is_told(tmp_path: Path) -> None:
-    assert export(random_model(GPTConfig(10, 8, 1, 2, 64)), VOCAB, tmp_path / "a") == ""
-    wide = export(random_model(GPTConfig(10, 8, 1, 4, 8)), VOCAB, tmp_path / "b")
+    assert export(model_file(random_model(GPTConfig(10, 8, 1, 2, 64)), VOCAB), tmp_path / "a") == ""
+    wide = export(model_file(random_model(GPTConfig(10, 8, 1, 4, 8)), VOCAB), tmp_path / "b")
     assert "heads have 2 units, stored as 3, and vLLM takes 32, 64" in wide
 
 
 def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
-    export(model, VOCAB, tmp_path / "a")
-    export(model, VOCAB, tmp_path / "b")
-    export(model, VOCAB, tmp_path / "b")
+    export(model_file(model, VOCAB), tmp_path / "a")
+    export(model_file(model, VOCAB), tmp_path / "b")
+    export(model_file(model, VOCAB), tmp_path / "b")
     names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.*"))
     assert len(names) == 6
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
@@ -67,19 +67,19 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
     for name in ("thesis.txt", "config.json"):
         (tmp_path / "mine" / name).touch()
     with pytest.raises(ChargptError, match="holds files that are not an earlier export"):
-        export(model, VOCAB, tmp_path / "mine")
+        export(model_file(model, VOCAB), tmp_path / "mine")
     assert {p.name: p.stat().st_size for p in (tmp_path / "mine").iterdir()} == {"thesis.txt": 0, "config.json": 0}
     (tmp_path / "b/onnx/model.onnx").unlink()
     (tmp_path / "b/onnx").rmdir()
     (tmp_path / "b/onnx").symlink_to(tmp_path / "mine")
     with pytest.raises(ChargptError, match="holds files that are not an earlier export"):
-        export(model, VOCAB, tmp_path / "b")
+        export(model_file(model, VOCAB), tmp_path / "b")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]
 
 
 def test_model_card(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
-    export(model, VOCAB, tmp_path / "hf", {"lr": 0.02}, {"val_loss": 1.25})
+    export(model_file(model, VOCAB), tmp_path / "hf", {"lr": 0.02}, {"val_loss": 1.25})
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     read = huggingface_hub.ModelCard.load(tmp_path / "hf/README.md").data  # as the Hub reads it
     assert (read.library_name, read.pipeline_tag) == ("transformers", "text-generation")
@@ -99,7 +99,7 @@ def test_a_model_card_of_strangers_words(tmp_path: Path) -> None:
     """What a model file says of itself ends no code, cell or line of the card."""
     odd = "`<img src=x>` | \n[a](javascript:b) \x9b31m\u202e\u2028\x7f"
     vocab = Vocab(sorted(set("\n`\x7f\x9b\u2028\u202eab|<")))
-    export(random_model(GPTConfig(10, 8, 1, 2, 8)), vocab, tmp_path / "hf", {odd: odd})
+    export(model_file(random_model(GPTConfig(10, 8, 1, 2, 8)), vocab), tmp_path / "hf", {odd: odd})
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     assert all(c.isprintable() or c == "\n" for c in card)
     row = next(line for line in card.splitlines() if "javascript" in line)
@@ -119,9 +119,9 @@ def test_a_new_export_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                export(model, VOCAB, output)
+                export(model_file(model, VOCAB), output)
         assert not output.exists() or not list(output.iterdir())
-        export(model, VOCAB, output)
+        export(model_file(model, VOCAB), output)
         assert len(list(output.iterdir())) == 6
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".chargpt*"))
 
@@ -135,5 +135,5 @@ def test_weights_too_large_for_the_layout(tmp_path: Path) -> None:
     model.wte.weight.data[0] = 3.4e38
     model.wte.weight.data[0, 0] = -3.4e38
     with pytest.raises(ChargptError, match=r"hf: not written: in GPT-2's layout transformer.* holds nan or infinite"):
-        export(model, VOCAB, tmp_path / "hf")
+        export(model_file(model, VOCAB), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

@@ -180,6 +180,14 @@ def test_stages_read_the_params_they_declare_and_need_no_runner(inside: Path, ru
     undo(run)  # this process has another number of threads, which may show in a last digit
 
 
+@pytest.mark.parametrize("name", ["download", "prepare", "migrate", "sample", "export"])
+def test_stages_that_do_not_load_torch(name: str, run: Run) -> None:
+    """It takes seconds. `migrate` has nothing to migrate here."""
+    program = f"import sys; sys.argv[1:] = ['{name}']\ntry: from stages.__main__ import main; main()\n"
+    run(sys.executable, "-c", program + "finally: assert not {'torch', 'dvc', 'matplotlib'} & sys.modules.keys()")
+    undo(run)
+
+
 def test_a_clone_without_tags_gives_the_same_page(repo: Path, run: Run, tmp_path: Path) -> None:
     """The page of the pipeline depends on its inputs alone; `chargpt report` compares, in a file of its own."""
     page = (repo / "metrics/report.html").read_bytes()

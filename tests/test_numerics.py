@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from chargpt.app.params_file import load_params
 from chargpt.checkpoint import load_model, save_model
+from chargpt.config import GPTConfig
 from chargpt.data import split_sizes
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate, metrics
+from chargpt.legacy.directory import read_legacy
 from chargpt.legacy.migration import migrate
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPT
 from chargpt.training.curve import Row
 from chargpt.training.loop import train
 from chargpt.training.start import new_model
@@ -170,7 +172,7 @@ def test_legacy_weights_of_a_diverged_model(tmp_path: Path) -> None:
     model.lm_head.weight.data.fill_(3e38)
     weights, output = save(model, tmp_path / "weights"), tmp_path / "out.safetensors"
     with pytest.raises(ChargptError, match=r"weights: the validation loss is (nan|inf): a diverged model; nothing was"):
-        migrate(weights, output, VOCAB, VAL % len(VOCAB), dialect="relu-head")
+        migrate(read_legacy(weights), output, VOCAB, VAL % len(VOCAB), dialect="relu-head")
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from chargpt.app.params_file import load_params
-from chargpt.checkpoint import load_model, read_metadata
+from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
+from chargpt.model_file import read_metadata
 from chargpt.sampling import generate
 from chargpt.training.state import State
 from tests.conftest import environment_of

@@ -9,13 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
 from chargpt.export.huggingface import export
 from chargpt.export.layout import gpt2_layout
 from chargpt.export.onnx import gpt2_graph, save_onnx
-from chargpt.model import GPT, GPTConfig
+from chargpt.model import GPT
 from chargpt.vocab import Vocab
-from tests.conftest import random_model
+from tests.conftest import model_file, random_model
 
 CONFIGS = [
     GPTConfig(11, 8, 2, 2, 16),
@@ -50,7 +51,7 @@ def test_the_graph_is_the_model(config: GPTConfig, chunks: list[int]) -> None:
     """Its tokens that are no characters are impossible."""
     model = random_model(config)
     idx = torch.randint(0, config.vocab_size, (3, 8), generator=torch.Generator().manual_seed(1))
-    tensors, about = gpt2_layout(model, "model.onnx", 3)
+    tensors, about = gpt2_layout(model_file(model), "model.onnx", 3)
     graph = gpt2_graph(tensors, about)
     onnx.checker.check_model(graph, full_check=True)
     assert {o.domain: o.version for o in graph.opset_import} == {"": 17}
@@ -66,7 +67,7 @@ def test_the_graph_is_the_model(config: GPTConfig, chunks: list[int]) -> None:
 
 def test_padding_on_the_left_is_not_seen(model: GPT) -> None:
     """As transformers.js gives several texts at once."""
-    tensors, about = gpt2_layout(model, "model.onnx", 0)
+    tensors, about = gpt2_layout(model_file(model), "model.onnx", 0)
     graph = gpt2_graph(tensors, about).SerializeToString()
     alone, padded = Session(graph, 1), Session(graph, 1)
     ids = np.array([[3, 1, 4]])
@@ -82,7 +83,7 @@ def test_padding_on_the_left_is_not_seen(model: GPT) -> None:
 
 def test_the_file_runs_without_us(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
     """As docs/engines.md shows it."""
-    save_onnx(model, vocab, tmp_path / "model.onnx")
+    save_onnx(model_file(model, vocab), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     about = session.get_modelmeta().custom_metadata_map
     assert about["vocab"] == "".join(vocab.itos)
@@ -98,7 +99,7 @@ def test_the_file_runs_without_us(tmp_path: Path, model: GPT, vocab: Vocab) -> N
         idx = torch.cat([idx, model(idx[:, -8:])[:, -1].argmax(-1, keepdim=True)], 1)
     assert ids == idx[0].tolist()
     again = tmp_path / "again.onnx"
-    save_onnx(model, vocab, again)
+    save_onnx(model_file(model, vocab), again)
     assert again.read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
@@ -106,12 +107,12 @@ def test_a_model_too_large_for_a_graph(
     model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is refused as a file. In a directory the graph is left out, and that of an earlier export goes."""
-    export(model, vocab, tmp_path / "hf")
+    export(model_file(model, vocab), tmp_path / "hf")
     assert (tmp_path / "hf/onnx/model.onnx").exists()
     monkeypatch.setattr("chargpt.export.onnx.LARGEST", 1000)
     with pytest.raises(ChargptError, match=r"one \.onnx file holds 2 GiB"):
-        save_onnx(model, vocab, tmp_path / "model.onnx")
-    export(model, vocab, tmp_path / "hf")
+        save_onnx(model_file(model, vocab), tmp_path / "model.onnx")
+    export(model_file(model, vocab), tmp_path / "hf")
     assert not list(tmp_path.rglob("*.onnx"))
-    export(model, vocab, tmp_path / "new")
+    export(model_file(model, vocab), tmp_path / "new")
     assert not list(tmp_path.rglob("*.onnx"))

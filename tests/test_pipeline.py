@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 import stages.__main__ as runner
 from chargpt.app.params_file import load_params
-from chargpt.checkpoint import load_model, read_metadata
+from chargpt.checkpoint import load_model
+from chargpt.model_file import read_metadata
 from tests.conftest import TEXT, Run, set_value, undo, write_params
 from tests.pipeline import ROOT
 

@@ -78,7 +78,7 @@ def test_every_character_can_be_seen(character: str, name: str) -> None:
 
 def page(characters: str, previous: Any = None) -> str:
     """A page on a random model whose text holds every one of the characters."""
-    from chargpt.model import GPTConfig
+    from chargpt.config import GPTConfig
     from tests.conftest import random_model
 
     vocab = Vocab(sorted(set(characters)))

@@ -13,16 +13,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chargpt.app.params_file import load_params
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
-from chargpt.model import GPT, GPTConfig
-from chargpt.sampling import generate, generate_each, stream
+from chargpt.model import GPT
+from chargpt.sampling import Random, generate, generate_each, stream
 from chargpt.training.loop import train
 from chargpt.training.start import new_model
-from tests.conftest import choose, random_model, write_params
+from chargpt.vocab import Vocab
+from tests.conftest import choose, model_file, random_model, write_params
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+@pytest.mark.parametrize("seed", [0, 1337, 2**32 + 5, 2**63 - 1])
+def test_random_numbers_are_those_of_torch(seed: int) -> None:
+    """So the same seed gives the same text as in releases that drew with torch."""
+    theirs, ours = torch.Generator().manual_seed(seed), Random(seed)
+    seeds = [int(torch.randint(2**63 - 1, (), generator=theirs)) for _ in range(3)]
+    for row, row_seed in zip(ours.split(3), seeds, strict=True):
+        expected = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(row_seed)).numpy()
+        assert np.array_equal(row.numbers(500), expected)
+    assert ours.numbers(1)[0] == torch.rand(1, dtype=torch.float64, generator=theirs).item()
+    assert Random().numbers(1)[0] != Random().numbers(1)[0]
 
 
 def test_distribution() -> None:
@@ -129,27 +139,33 @@ def even_model(block_size: int = 16) -> GPT:
 
 def test_a_long_text_does_not_repeat() -> None:
     """A text without a pattern has no pattern of the length that is generated in one call."""
-    text = generate(even_model(), torch.tensor([[0]]), 600, generator=seeded(1))[0, 1:].numpy()
+    text = generate(even_model(), torch.tensor([[0]]), 600, random=Random(1))[0, 1:]
     for period in range(1, 400):
         assert (text[period:] == text[:-period]).mean() < 0.3, period
     assert np.bincount(text, minlength=11).min() > 20
 
 
 def test_texts_side_by_side_differ(model: GPT) -> None:
-    texts = generate_each(model, [torch.tensor([1])] * 5, 30, generator=seeded(1))
+    texts = generate_each(model, [torch.tensor([1])] * 5, 30, random=Random(1))
     assert len({tuple(text.tolist()) for text in texts}) == 5
 
 
 def test_generating_in_order_is_drawing_in_order(model: GPT) -> None:
-    """The generator moves on, so that a second text is another one; without a generator, torch's own is used."""
-    idx, generator = torch.tensor([[1]]), seeded(3)
-    first, second = (generate(model, idx, 30, generator=generator) for _ in range(2))
-    assert not torch.equal(first, second)
-    for _ in range(2):
-        torch.manual_seed(3)
-        assert torch.equal(generate(model, idx, 30), first)
-        torch.manual_seed(3)
-        assert torch.equal(generate_each(model, [idx[0]], 30)[0], first[0])
+    """The generator moves on, so that a second text is another one; without one, each text is another one."""
+    idx, random = [[1]], Random(3)
+    first, second = (generate(model, idx, 30, random=random) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(generate_each(model, idx, 30, random=Random(3))[0], first[0])
+    assert not np.array_equal(generate(model, idx, 30), generate(model, idx, 30))
+
+
+def test_a_model_file_writes_what_its_model_writes(model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small or large; ids of any kind."""
+    file, expected = model_file(model, vocab), generate(model, [[1, 2]], 30, random=Random(1))
+    for largest in (10**9, 0):
+        monkeypatch.setattr("chargpt.decoder.LARGEST_COMPILED", largest)
+        for idx in ([[1, 2]], np.array([[1, 2]], np.uint8), torch.tensor([[1, 2]])):
+            assert np.array_equal(generate(file, idx, 30, random=Random(1)), expected)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +173,13 @@ def test_generating_in_order_is_drawing_in_order(model: GPT) -> None:
 )
 def test_options_reach_the_choice_in_every_way_to_generate(model: GPT, options: dict[str, Any]) -> None:
     idx = torch.tensor([[1, 2], [1, 2]])
-    plain = generate(model, idx, 40, generator=seeded(5))
-    expected = generate(model, idx, 40, generator=seeded(5), **options)
-    assert not torch.equal(expected, plain)
-    streamed = torch.stack(list(stream(model, idx, 40, generator=seeded(5), **options)), dim=1)
-    assert torch.equal(streamed, expected[:, 2:])
-    each = generate_each(model, [idx[0], idx[1]], 40, generator=seeded(5), **options)
-    assert torch.equal(torch.stack(each), expected)
+    plain = generate(model, idx, 40, random=Random(5))
+    expected = generate(model, idx, 40, random=Random(5), **options)
+    assert not np.array_equal(expected, plain)
+    streamed = np.stack(list(stream(model, idx, 40, random=Random(5), **options)), axis=1)
+    assert np.array_equal(streamed, expected[:, 2:])
+    each = generate_each(model, [idx[0], idx[1]], 40, random=Random(5), **options)
+    assert np.array_equal(np.stack(each), expected)
 
 
 def test_a_stream_refuses_before_it_starts(model: GPT) -> None:
@@ -181,20 +197,20 @@ def test_nothing_to_generate(model: GPT) -> None:
 @pytest.mark.parametrize("length", [1, 3, 8, 20])
 def test_generate(model: GPT, length: int) -> None:
     V = model.config.vocab_size
-    idx = torch.randint(0, V, (2, length), generator=seeded(1))
-    out = generate(model, idx, 30, generator=seeded(2))
+    idx = np.random.default_rng(1).integers(0, V, (2, length))
+    out = generate(model, idx, 30, random=Random(2))
     assert out.shape == (2, length + 30)
-    assert out.dtype == torch.int64
-    assert torch.equal(out[:, :length], idx)
+    assert out.dtype == np.int64
+    assert np.array_equal(out[:, :length], idx)
     assert out.min() >= 0 and out.max() < V
-    assert torch.equal(out, generate(model, idx, 30, generator=seeded(2)))
-    assert not torch.equal(out, generate(model, idx, 30, generator=seeded(3)))
+    assert np.array_equal(out, generate(model, idx, 30, random=Random(2)))
+    assert not np.array_equal(out, generate(model, idx, 30, random=Random(3)))
 
 
 def test_a_text_does_not_depend_on_its_batch(model: GPT) -> None:
-    one = generate(model, torch.tensor([[1, 2]]), 40, generator=seeded(5))
-    many = generate(model, torch.tensor([[1, 2]] * 20), 40, generator=seeded(5))
-    assert torch.equal(one[0], many[0])
+    one = generate(model, torch.tensor([[1, 2]]), 40, random=Random(5))
+    many = generate(model, torch.tensor([[1, 2]] * 20), 40, random=Random(5))
+    assert np.array_equal(one[0], many[0])
     assert len({tuple(row) for row in many.tolist()}) > 1
 
 
@@ -203,7 +219,7 @@ def test_greedy_inside_the_context_is_the_full_recomputation(model: GPT) -> None
     out = generate(model, idx, 6, temperature=0)
     for _ in range(6):
         idx = torch.cat([idx, model(idx)[:, -1].argmax(-1, keepdim=True)], 1)
-    assert torch.equal(out, idx)
+    assert np.array_equal(out, idx)
 
 
 def test_past_the_context_the_last_eighth_is_read_again() -> None:
@@ -213,7 +229,7 @@ def test_past_the_context_the_last_eighth_is_read_again() -> None:
     expected = idx
     for size in [16, *range(2, 17), 2, 3]:
         expected = torch.cat([expected, model(expected[:, -size:])[:, -1].argmax(-1, keepdim=True)], 1)
-    assert torch.equal(generate(model, idx, 18, temperature=0), expected)
+    assert np.array_equal(generate(model, idx, 18, temperature=0), expected)
 
 
 def test_an_eighth_of_the_context_costs_no_quality(tmp_path: Path) -> None:
@@ -244,18 +260,18 @@ def test_exact_reads_the_whole_context_for_each_character(model: GPT) -> None:
     expected = idx
     for _ in range(6):
         expected = torch.cat([expected, model(expected[:, -8:])[:, -1].argmax(-1, keepdim=True)], 1)
-    assert torch.equal(generate(model, idx, 6, temperature=0, exact=True), expected)
+    assert np.array_equal(generate(model, idx, 6, temperature=0, exact=True), expected)
 
 
 def test_prompts_of_different_lengths(model: GPT) -> None:
     prompts = [torch.tensor(ids) for ids in ([1, 2, 3], [4], [3, 2, 1], [1] * 20)]
-    texts = generate_each(model, prompts, 12, generator=seeded(4))
+    texts = generate_each(model, prompts, 12, random=Random(4))
     assert [len(text) for text in texts] == [15, 13, 15, 32]
     for prompt, text in zip(prompts, texts, strict=True):
-        assert torch.equal(text[: len(prompt)], prompt)
+        assert np.array_equal(text[: len(prompt)], prompt)
     others = [torch.tensor([7, 7]), torch.tensor([4]), torch.tensor([5]), torch.tensor([6] * 4)]
-    assert torch.equal(generate_each(model, others, 12, generator=seeded(4))[1], texts[1])
-    assert torch.equal(generate_each(model, prompts[:1], 12, generator=seeded(4))[0], texts[0])
+    assert np.array_equal(generate_each(model, others, 12, random=Random(4))[1], texts[1])
+    assert np.array_equal(generate_each(model, prompts[:1], 12, random=Random(4))[0], texts[0])
     with pytest.raises(ChargptError, match="at least one character"):
         generate_each(model, [*prompts, torch.zeros(0, dtype=torch.int64)], 1)
 
@@ -273,7 +289,7 @@ def test_successor_model() -> None:
     model.ln_f.weight.data.fill_(1)
     model.wte.weight.data[:, :7] = torch.eye(7)
     model.lm_head.weight.data[:, :7] = 100 * torch.eye(7).roll(1, 0)
-    out = generate(model, torch.tensor([[0], [3]]), 9, generator=seeded(0))
+    out = generate(model, torch.tensor([[0], [3]]), 9, random=Random(0))
     assert out.tolist() == [[(s + i) % 7 for i in range(10)] for s in (0, 3)]
 
 
@@ -293,7 +309,7 @@ def test_mode_is_restored(model: GPT) -> None:
         ({"top_p": 0.0}, "^top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"max_tokens": 1.5}, "^max_tokens is 1.5; it must be a whole number"),
-        ({"idx": torch.tensor([[1]], dtype=torch.int32)}, r"^ids are torch.int32; expected torch.int64: use idx.long"),
+        ({"idx": [[1.0]]}, "^ids are float64; expected whole numbers: use Vocab.encode"),
         ({"max_tokens": -1}, "^max_tokens is -1; it must be a whole number of at least 0"),
         ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "^generation needs a prompt of at least one character"),
         ({"idx": torch.tensor([1])}, r"ids have shape \(1,\); expected \(B, T\)"),

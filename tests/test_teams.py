@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from chargpt.app.params_file import load_params
-from chargpt.checkpoint import read_metadata
+from chargpt.model_file import read_metadata
 from tests.conftest import SIGNED, Run, set_value
 from tests.documents import blocks
 

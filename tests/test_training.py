@@ -21,10 +21,10 @@ from chargpt.app import machine
 from chargpt.app.params_file import load_params
 from chargpt.app.progress import Progress
 from chargpt.app.signals import Stops
+from chargpt.config import GPTConfig
 from chargpt.data import training_batch
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.model import GPTConfig
 from chargpt.params import Params
 from chargpt.training import loop
 from chargpt.training.curve import Curve, Row, overfitting
@@ -439,7 +439,7 @@ def test_each_process_computes_its_share_of_a_batch(tmp_path: Path) -> None:
     parts = [batch_loss(5, task_of(params, Place(rank, 3))[1]).item() for rank in range(3)]
     assert len(set(parts)) == 3
     assert sum(parts) / 3 == pytest.approx(whole, rel=1e-5)
-    idx, targets = training_batch(TRAIN, params.block_size, 6, params.seed, 5)
+    idx, targets = map(torch.from_numpy, training_batch(TRAIN, params.block_size, 6, params.seed, 5))
     expected = F.cross_entropy(new_model(params, 11)(idx).mT, targets).item()
     assert whole == pytest.approx(expected, rel=1e-5)
 
@@ -458,7 +458,7 @@ def test_dropout_follows_from_seed_step_and_process(tmp_path: Path) -> None:
         params = params_with(tmp_path, dropout=0.5, seed=seed)
         _, task = task_of(params, place)
         task.net.load_state_dict(weights)  # type: ignore[attr-defined]
-        patch.setattr(loop, "training_batch", lambda *_: (torch.zeros(4, 8).long(), torch.zeros(4, 8).long()))
+        patch.setattr(loop, "training_batch", lambda *_: (np.zeros((4, 8), np.int64), np.zeros((4, 8), np.int64)))
         torch.manual_seed(99)
         return batch_loss(step, task).item()
 

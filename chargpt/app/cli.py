@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from chargpt.app.machine import limit_threads
 from chargpt.app.one_line import import_undisturbed, one_line_errors, silence_stdout
 from chargpt.app.outputs import MODEL, refuse_inputs, require_outputs
 from chargpt.errors import ChargptError, escape
 
 if TYPE_CHECKING:
-    import torch
-
-    from chargpt.model import GPT
-    from chargpt.vocab import Vocab
+    from chargpt.model_file import ModelFile
 
 
 EXPORTS = (".html", ".gguf", ".onnx")  # what the name of an exported file may end in
@@ -65,13 +63,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _load(model: Path, device: torch.device | str = "cpu") -> tuple[GPT, Vocab]:
-    """Load a model. If the pipeline's own model does not exist yet, the error says how to make it."""
-    from chargpt.checkpoint import load_model
+def _read(model: Path) -> ModelFile:
+    """Read a model file. If the pipeline's own model does not exist yet, the error says how to make it."""
+    from chargpt.model_file import read_model
 
     if model == Path(MODEL):
         require_outputs(MODEL)
-    return load_model(model, device)
+    return read_model(model)
 
 
 @app.callback()
@@ -102,34 +100,31 @@ def generate(
     exact: Annotated[bool, typer.Option("--exact", help="Always use the whole context; slow for long texts.")] = False,
 ) -> None:
     """Continue a prompt, and write the text to standard output while it is generated."""
-    import_undisturbed("torch")
-    import torch
-
-    from chargpt.device import pick_device
+    limit_threads()
+    import_undisturbed("chargpt.sampling")
+    from chargpt.decoder import place
     from chargpt.files import atomic_write
-    from chargpt.sampling import stream
+    from chargpt.sampling import Random, stream
 
     refuse_inputs(output)
     text = _read_prompt(prompt, prompt_file)
     if seed is not None and not 0 <= seed < 2**63:
         raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
-    gpt, vocab = _load(model, pick_device(device))
-    idx = torch.tensor([vocab.encode(text)], dtype=torch.int64)
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
+    file = _read(model)
+    idx, source, random = [file.vocab.encode(text)], place(file, device), Random(seed)
     if sys.stdout is None and output is None:
         raise ChargptError("standard output is closed; pass --output")
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
-    with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as file:
+    with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as target:
         for sample in range(num_samples):
             head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
-            written = stream(gpt, idx, max_tokens, generator=generator, **options)
-            file.write((head + text).encode())
+            written = stream(source, idx, max_tokens, random=random, **options)
+            target.write((head + text).encode())
             for chosen in written:
-                file.write(vocab.decode(chosen.tolist()).encode())
-                file.flush()
-            file.write(b"\n")
-        file.flush()
+                target.write(file.vocab.decode(chosen.tolist()).encode())
+                target.flush()
+            target.write(b"\n")
+        target.flush()
 
 
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -165,10 +160,10 @@ def migrate(
     import tempfile
 
     from chargpt.app import params_edit
-    from chargpt.checkpoint import load_model
     from chargpt.data import read_tokens, write_tokens
     from chargpt.legacy import migration
     from chargpt.legacy.dialect import DIALECTS
+    from chargpt.legacy.directory import read_legacy
     from chargpt.text import scan_text
 
     if corpus is None:
@@ -187,16 +182,16 @@ def migrate(
     if params_out and (params_out.exists() or params_out.is_symlink()):  # refuse a bad one before writing anything
         params_edit.load_editable(params_out)
     vocab, length = scan_text(corpus)
+    legacy = read_legacy(weights_dir, config)
+    legacy.require_vocab(vocab)
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.safetensors"
         write_tokens(tokens, corpus, vocab, length, val_fraction)
         train_ids, val_ids = read_tokens(tokens, vocab)
-        found = migration.migrate(
-            weights_dir, output, vocab, val_ids, train_ids=train_ids, config_path=config, dialect=dialect
-        )
+        found = migration.migrate(legacy, output, vocab, val_ids, train_ids=train_ids, dialect=dialect)
     print(found.report())
     if params_out is not None:
-        sizes = params_edit.matching_params(load_model(output)[0], found.dialect)
+        sizes = params_edit.matching_params(_read(output).config, found.dialect)
         params_edit.write_params(params_out, sizes | loop)
         print(f"wrote {params_out}: its model and training keys are now those of the legacy model")
     print(f"wrote {output}; try: chargpt generate --model {output}")
@@ -208,8 +203,7 @@ def export(
     output: Annotated[Path, typer.Option(help="Directory, or a file .html, .gguf or .onnx.")] = Path("hf"),
 ) -> None:
     """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
-    import_undisturbed("torch")
-    from chargpt.checkpoint import read_metadata
+    from chargpt.model_file import read_metadata
 
     refuse_inputs(output)
     kind = output.suffix.lower()
@@ -217,26 +211,26 @@ def export(
         raise ChargptError(
             f"--output {output}: no such format; choose a name that ends in {', '.join(EXPORTS)}, or a directory"
         )
-    gpt, vocab = _load(model)
+    file = _read(model)
     if kind == ".onnx":
         from chargpt.export.onnx import save_onnx
 
-        save_onnx(gpt, vocab, output)
+        save_onnx(file, output)
         print(f"wrote {output}; docs/engines.md shows how ONNX Runtime runs it")
     elif kind == ".html":
         from chargpt.export.play import save_page
 
-        save_page(gpt, vocab, output)
+        save_page(file, output)
         print(f"wrote {output}; open it in a browser")
     elif kind == ".gguf":
         from chargpt.export.gguf import save_gguf
 
-        modelfile = save_gguf(gpt, vocab, output)
+        modelfile = save_gguf(file, output)
         print(f"wrote {output}; try: llama-cli -m {output}, or: ollama create NAME -f {modelfile}")
     else:
         from chargpt.export import huggingface
 
-        remark = huggingface.export(gpt, vocab, output, read_metadata(model)["params"])
+        remark = huggingface.export(file, output, read_metadata(model)["params"])
         print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
         if remark:
             print(f"note: {remark}", file=sys.stderr)
@@ -245,15 +239,12 @@ def export(
 @app.command()
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = Path(MODEL)) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
-    import_undisturbed("torch")
-    from chargpt.checkpoint import read_metadata
+    from chargpt.model_file import read_metadata
 
-    gpt, vocab = _load(model)
-    metadata = read_metadata(model)
-    count = sum(p.numel() for p in gpt.parameters())
+    file, metadata = _read(model), read_metadata(model)
     facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}
-    facts |= {"parameters": f"{count:,}"} | metadata["config"]
-    facts |= {"characters": "".join(vocab.itos)}
+    facts |= {"parameters": f"{file.config.parameters:,}"} | metadata["config"]
+    facts |= {"characters": "".join(file.vocab.itos)}
     facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
     for name, value in facts.items():
         print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
@@ -271,6 +262,7 @@ def report(
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Write a page about the pipeline's model, compared with another version of it."""
+    limit_threads()
     import_undisturbed("torch")
     from chargpt.app.report import write_report
 

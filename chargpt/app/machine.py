@@ -53,6 +53,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CHARGPT_CACHE_DIR") or platformdirs.user_cache_dir("chargpt"))
 
 
+def limit_threads() -> None:
+    """Let Numba, if it is not loaded yet, take as many threads as OMP_NUM_THREADS says, which torch reads itself."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isascii() and threads.isdigit() and int(threads):
+        os.environ.setdefault("NUMBA_NUM_THREADS", threads)
+
+
 def runs_here() -> int:
     """Number of trainings that share the cores of this machine, this one included.
 

@@ -16,7 +16,7 @@ from chargpt.files import atomic_path, read_json, refuse_link
 from chargpt.params import check_value
 
 if TYPE_CHECKING:
-    from chargpt.model import GPT
+    from chargpt.config import GPTConfig
 
 # how the legacy scripts trained: AdamW with torch's defaults, a constant learning rate, no warm-up, no clipping
 LEGACY_LOOP = {
@@ -90,7 +90,7 @@ def legacy_settings(path: Path) -> dict[str, Any]:
     return lines
 
 
-def matching_params(model: GPT, dialect: str) -> dict[str, Any]:
+def matching_params(config: GPTConfig, dialect: str) -> dict[str, Any]:
     """The values of params.yaml with which the train stage continues a migrated model."""
     names = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
-    return {"init": "migrated", "dialect": dialect} | {name: getattr(model.config, name) for name in names}
+    return {"init": "migrated", "dialect": dialect} | {name: getattr(config, name) for name in names}

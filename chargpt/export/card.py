@@ -9,22 +9,19 @@ from typing import Any
 
 import yaml
 
-from chargpt.model import GPT
-from chargpt.vocab import Vocab
+from chargpt.model_file import ModelFile
 
 MAX_SHOWN = 500  # characters of the vocabulary
 FRONT_MATTER = {"library_name": "transformers", "pipeline_tag": "text-generation"}  # read by the Hugging Face Hub
 
 
-def model_card(
-    model: GPT, vocab: Vocab, params: Mapping[str, Any], metrics: Mapping[str, float], stored_width: int
-) -> str:
+def model_card(model: ModelFile, params: Mapping[str, Any], metrics: Mapping[str, float], stored_width: int) -> str:
     """The text of the card: what the model is, how good it is, how it was trained, and how to load it.
 
     params: what the model was trained with. metrics: its metrics. Empty ones are left out of the card.
     stored_width: width of the layers in the exported files; it may be larger than n_embd.
     """
-    c = model.config
+    c, vocab = model.config, model.vocab
     shown = "".join(vocab.itos[:MAX_SHOWN]) + ("..." if len(vocab) > MAX_SHOWN else "")
     characters = "".join(
         c if c.isprintable() and c != "`" else _code(c)[1:-1] for c in json.dumps(shown, ensure_ascii=False)
@@ -46,8 +43,7 @@ def model_card(
         f"print(generate({json.dumps(vocab.itos[0])}, max_new_tokens={half}, do_sample=True)[0]"
         '["generated_text"])\n```\n\n'
         f"The prompt and the new characters together may be {c.block_size} characters long, its context.{note}\n",
-        "## Architecture\n\n"
-        + _table("of the original", asdict(c) | {"parameters": sum(p.numel() for p in model.parameters())}),
+        "## Architecture\n\n" + _table("of the original", asdict(c) | {"parameters": c.parameters}),
     ]
     if metrics:
         sections.append(

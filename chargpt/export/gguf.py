@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from gguf import MODEL_ARCH, GGUFWriter, LlamaFileType, TokenType, get_tensor_name_map
 
 from chargpt.errors import ChargptError
 from chargpt.export.layout import gpt2_layout, special_tokens
 from chargpt.files import atomic_path, write_text
-from chargpt.model import GPT
-from chargpt.vocab import Vocab
+from chargpt.model_file import ModelFile
 
 SPACE = "\u2581"  # stands for a space in tokenizers of the SentencePiece kind
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # llama.cpp reads a character outside the vocabulary as these
@@ -27,7 +27,7 @@ PARAMETER repeat_penalty 1
 """
 
 
-def save_gguf(model: GPT, vocab: Vocab, path: str | Path) -> Path:
+def save_gguf(model: ModelFile, path: str | Path) -> Path:
     """Write a model as a .gguf file (float32), and a Modelfile for Ollama beside it, whose path is returned.
 
     Each character is a token. llama.cpp also needs an unknown, a begin and an end token, and one for each byte; the
@@ -35,7 +35,7 @@ def save_gguf(model: GPT, vocab: Vocab, path: str | Path) -> Path:
     Raises ChargptError if the model uses ReLU, which llama.cpp does not have for GPT-2, if the vocabulary holds U+2581,
     which llama.cpp reads as a space, or if a weight in GPT-2's layout is not finite.
     """
-    path, c = Path(path), model.config
+    path, c, vocab = Path(path), model.config, model.vocab
     if c.activation != "gelu":
         raise ChargptError(
             f"{path}: not written: the model uses {c.activation}, and llama.cpp computes GPT-2 with gelu only; export"
@@ -71,9 +71,9 @@ def save_gguf(model: GPT, vocab: Vocab, path: str | Path) -> Path:
         writer.add_add_space_prefix(False)
         for name, tensor in tensors.items():
             stem, kind = name.rsplit(".", 1)
-            if ".c_" in name and tensor.dim() == 2:
+            if ".c_" in name and tensor.ndim == 2:
                 tensor = tensor.T  # as torch stores linear layers
-            writer.add_tensor(f"{names.get_name(stem)}.{kind}", tensor.contiguous().numpy())
+            writer.add_tensor(f"{names.get_name(stem)}.{kind}", np.ascontiguousarray(tensor))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

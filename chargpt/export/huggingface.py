@@ -13,7 +13,7 @@ from chargpt.export.card import model_card
 from chargpt.export.layout import gpt2_layout, special_tokens
 from chargpt.export.onnx import fits, gpt2_graph, write_onnx
 from chargpt.files import TEMPORARY, remove_leftovers, write_json, write_text
-from chargpt.model import GPT
+from chargpt.model_file import ModelFile
 from chargpt.tensors import write_tensors
 from chargpt.vocab import Vocab
 
@@ -24,8 +24,7 @@ FILES = NEEDED | {ONNX, "README.md"}
 
 
 def export(
-    model: GPT,
-    vocab: Vocab,
+    model: ModelFile,
     output: str | Path,
     params: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -45,7 +44,7 @@ def export(
         raise ChargptError(f"{output}: is a file; choose a directory")
     if output.exists() and not (output.is_dir() and (not _names(output) or NEEDED <= _names(output) <= FILES)):
         raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
-    special = special_tokens(vocab)
+    special = special_tokens(model.vocab)
     tensors, config = gpt2_layout(model, output, len(special))
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent)
@@ -54,7 +53,7 @@ def export(
         folder.mkdir()
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "config.json", config)
-        write_json(folder / "tokenizer.json", tokenizer(vocab))
+        write_json(folder / "tokenizer.json", tokenizer(model.vocab))
         write_json(
             folder / "tokenizer_config.json",
             {
@@ -65,7 +64,7 @@ def export(
                 "eos_token": special[2],
             },
         )
-        write_text(folder / "README.md", model_card(model, vocab, params or {}, metrics or {}, config["n_embd"]))
+        write_text(folder / "README.md", model_card(model, params or {}, metrics or {}, config["n_embd"]))
         (folder / ONNX).parent.mkdir()
         if fits(tensors):
             write_onnx(gpt2_graph(tensors, config), folder / ONNX)

@@ -11,33 +11,37 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
-from chargpt.model import GPT, GPTConfig
+from chargpt.model_file import ModelFile
+from chargpt.tensors import is_finite
 from chargpt.vocab import Vocab
 
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 LAYER_NORM_EPS = 1e-5
 IMPOSSIBLE = -1e4  # the logits of tokens that are no characters are below this
 
 
-def gpt2_layout(model: GPT, path: str | Path, more_tokens: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def gpt2_layout(model: ModelFile, path: str | Path, more_tokens: int) -> tuple[dict[str, Floats], dict[str, Any]]:
     """The weights (float32) with GPT-2's names and shapes, and the content of the config.json that describes them.
 
     path: named in errors. more_tokens: added after the characters; their embeddings are zero, and their logits are
     below IMPOSSIBLE. Raises ChargptError if a weight is not finite in this layout.
     """
     c = model.config
-    weights = {name: t.detach().cpu().double() for name, t in model.state_dict().items()}
+    weights = {name: w.astype(np.float64) for name, w in model.weights.items()}
     head_bias = weights.pop("lm_head.bias")
     # Move the output layer's bias b into the bias of the final LayerNorm: if W d = b, then W (x + d) = W x + b.
     # A very large d would drown the values that it is added to.
-    shift = torch.linalg.lstsq(weights["lm_head.weight"], head_bias[:, None], driver="gelsd").solution[:, 0]
-    shift = shift.float().double()  # rounded to float32, as it will be stored
+    solution = np.linalg.lstsq(weights["lm_head.weight"], head_bias, rcond=None)[0]
+    shift = solution.astype(np.float32).astype(np.float64)  # rounded to float32, as it will be stored
     extra = 0
-    exact = torch.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5)
-    if exact and shift.abs().max() < 100 and c.vocab_size < c.n_embd:
+    exact = np.allclose(weights["lm_head.weight"] @ shift, head_bias, rtol=0, atol=1e-5)
+    if exact and np.abs(shift).max() < 100 and c.vocab_size < c.n_embd:
         weights["ln_f.bias"] += shift
     else:
         extra = max(c.n_head, 2)
@@ -48,12 +52,14 @@ def gpt2_layout(model: GPT, path: str | Path, more_tokens: int) -> tuple[dict[st
     for name, tensor in weights.items():
         if name.endswith("attn.c_attn.weight"):
             tensor[:width] *= c.scale * math.sqrt(head_size)  # GPT-2 will divide by sqrt(head_size)
-            tensors[f"transformer.{name[:-6]}bias"] = torch.zeros(3 * width)
-        if ".c_" in name and tensor.dim() == 2:
+            tensors[f"transformer.{name[:-6]}bias"] = np.zeros(3 * width, np.float32)
+        if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T
-        tensors[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor.float().contiguous()
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        with np.errstate(over="ignore"):  # found below
+            stored = tensor.astype(np.float32, order="C")
+        tensors[name if name.startswith("lm_head") else f"transformer.{name}"] = stored
+    for name, stored in tensors.items():
+        if not is_finite(stored):
             raise ChargptError(
                 f"{path}: not written: in GPT-2's layout {name} holds nan or infinite values; export another model"
             )
@@ -94,7 +100,7 @@ def _config(c: GPTConfig, width: int, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def _add_tokens(weights: dict[str, Tensor], count: int, c: GPTConfig) -> None:
+def _add_tokens(weights: dict[str, Doubles], count: int, c: GPTConfig) -> None:
     """Add tokens with embeddings of zero and with logits below IMPOSSIBLE; all other logits stay.
 
     The rows that the output layer gets point in a direction that its other rows do not see. The bias of the final
@@ -103,18 +109,18 @@ def _add_tokens(weights: dict[str, Tensor], count: int, c: GPTConfig) -> None:
     head, scale, bias = (weights[name] for name in ("lm_head.weight", "ln_f.weight", "ln_f.bias"))
     vocab_size, width = head.shape
     if width > c.n_embd:
-        direction = torch.eye(width, dtype=head.dtype)[c.n_embd + 1]  # the second new unit is always zero there
+        direction = np.eye(width)[c.n_embd + 1]  # the second new unit is always zero there
     else:
-        unseen = torch.linalg.qr(head.T, mode="complete").Q[:, vocab_size:]
+        unseen = np.linalg.qr(head.T, mode="complete").Q[:, vocab_size:]
         # the one of these directions in which the outputs vary least
-        direction = unseen @ torch.linalg.svd(scale[:, None] * unseen).Vh[-1]
-    lowest = direction @ bias - (direction * scale).norm() * math.sqrt(width)  # LayerNorm's norm is sqrt(width)
+        direction = unseen @ np.linalg.svd(scale[:, None] * unseen).Vh[-1]
+    lowest = direction @ bias - np.linalg.norm(direction * scale) * math.sqrt(width)  # LayerNorm's norm is sqrt(width)
     weights["ln_f.bias"] = bias + (1 - lowest) * direction
-    weights["lm_head.weight"] = torch.cat([head, (2 * IMPOSSIBLE * direction).expand(count, -1)])
-    weights["wte.weight"] = torch.cat([weights["wte.weight"], head.new_zeros(count, width)])
+    weights["lm_head.weight"] = np.concatenate([head, np.tile(2 * IMPOSSIBLE * direction, (count, 1))])
+    weights["wte.weight"] = np.concatenate([weights["wte.weight"], np.zeros((count, width))])
 
 
-def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig, extra: int) -> dict[str, Tensor]:
+def _widen(weights: dict[str, Doubles], head_bias: Doubles, c: GPTConfig, extra: int) -> dict[str, Doubles]:
     """Add units without changing the function; the first new unit replaces the output layer's bias.
 
     extra: number of new units, a multiple of n_head and at least 2.
@@ -126,21 +132,21 @@ def _widen(weights: dict[str, Tensor], head_bias: Tensor, c: GPTConfig, extra: i
     C, nh, hs = c.n_embd, c.n_head, c.n_embd // c.n_head
     width = C + extra
 
-    def per_head(matrix: Tensor) -> Tensor:
+    def per_head(matrix: Doubles) -> Doubles:
         """(groups * C, n) -> (groups * width, n): add rows of zeros after the rows of each head."""
-        heads = matrix.reshape(-1, hs, matrix.size(1))
-        return torch.cat([heads, heads.new_zeros(heads.size(0), extra // nh, heads.size(2))], 1).flatten(0, 1)
+        heads = matrix.reshape(-1, hs, matrix.shape[1])
+        return np.pad(heads, ((0, 0), (0, extra // nh), (0, 0))).reshape(-1, matrix.shape[1])
 
-    def pad(tensor: Tensor, dim: int = -1) -> Tensor:
-        """Add zeros for the new units along `dim`, which has the width of the residual stream."""
-        zeros = list(tensor.shape)
-        zeros[dim] = extra
-        return torch.cat([tensor, tensor.new_zeros(zeros)], dim)
+    def pad(array: Doubles, axis: int = -1) -> Doubles:
+        """Add zeros for the new units along `axis`, which has the width of the residual stream."""
+        added = [(0, 0)] * array.ndim
+        added[axis] = (0, extra)
+        return np.pad(array, added)
 
     wide = {}
     for name, t in weights.items():
         if name in ("wte.weight", "wpe.weight"):
-            t = pad(t - t.mean(1, keepdim=True))
+            t = pad(t - t.mean(1, keepdims=True))
         elif "ln_" in name:
             t = pad(t * math.sqrt(C / width)) if name.endswith("weight") else pad(t)
         elif name.endswith("c_attn.weight"):

@@ -10,13 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from chargpt.errors import ChargptError
-from chargpt.export.layout import gpt2_layout
+from chargpt.export.layout import Floats, gpt2_layout
 from chargpt.files import atomic_write
-from chargpt.model import GPT
-from chargpt.vocab import Vocab
+from chargpt.model_file import ModelFile
 
 OPSET, IR_VERSION = 17, 8  # the oldest with the operator LayerNormalization
 LARGEST = 1_900_000_000  # bytes of weights; an ONNX file that contains its weights is limited to 2 GiB
@@ -24,7 +22,7 @@ EMBEDDINGS = (("wte", "input"), ("wpe", "position"))
 MASKED = -1e9  # added to the score of a position that must not be seen
 
 
-def save_onnx(model: GPT, vocab: Vocab, path: str | Path) -> None:
+def save_onnx(model: ModelFile, path: str | Path) -> None:
     """Write a model as one .onnx file.
 
     The inputs and outputs are those of `gpt2_graph`. The metadata holds the characters, as `vocab`, and `block_size`.
@@ -37,7 +35,7 @@ def save_onnx(model: GPT, vocab: Vocab, path: str | Path) -> None:
             " directory instead"
         )
     graph = gpt2_graph(tensors, config)
-    helper.set_model_props(graph, {"vocab": "".join(vocab.itos), "block_size": str(model.config.block_size)})
+    helper.set_model_props(graph, {"vocab": "".join(model.vocab.itos), "block_size": str(model.config.block_size)})
     write_onnx(graph, path)
 
 
@@ -47,17 +45,17 @@ def write_onnx(graph: onnx.ModelProto, path: str | Path) -> None:
         file.write(graph.SerializeToString(deterministic=True))
 
 
-def weight_bytes(tensors: Mapping[str, Tensor]) -> int:
+def weight_bytes(tensors: Mapping[str, Floats]) -> int:
     """Bytes of the weights in float32."""
-    return 4 * sum(t.numel() for t in tensors.values())
+    return 4 * sum(t.size for t in tensors.values())
 
 
-def fits(tensors: Mapping[str, Tensor]) -> bool:
+def fits(tensors: Mapping[str, Floats]) -> bool:
     """Whether the weights fit into one ONNX file."""
     return weight_bytes(tensors) < LARGEST
 
 
-def gpt2_graph(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> onnx.ModelProto:
+def gpt2_graph(tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> onnx.ModelProto:
     """GPT-2 as an ONNX graph that reads S characters of each of B texts, after P characters read before.
 
     tensors, config: as `gpt2_layout` returns them.
@@ -79,7 +77,7 @@ def gpt2_graph(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> onnx
         x = node("Add", x, graph.attention(i, graph.layer_norm(f"h.{i}.ln_1", x), mask))
         hidden = graph.activation(graph.linear(f"h.{i}.mlp.c_fc", graph.layer_norm(f"h.{i}.ln_2", x)))
         x = node("Add", x, graph.linear(f"h.{i}.mlp.c_proj", hidden))
-    head = graph.constant(tensors["lm_head.weight"].numpy().T, "lm_head.weight")
+    head = graph.constant(tensors["lm_head.weight"].T, "lm_head.weight")
     node("MatMul", graph.layer_norm("ln_f", x), head, outputs=["logits"])
     return graph.finish()
 
@@ -87,7 +85,7 @@ def gpt2_graph(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> onnx
 class _Graph:
     """A graph under construction. Each method adds nodes or weights and returns the name of its result."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> None:
         self.tensors, self.config = tensors, config
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
@@ -117,7 +115,7 @@ class _Graph:
 
     def weight(self, name: str) -> str:
         """Add a weight of the model."""
-        return self.constant(self.tensors[f"transformer.{name}"].numpy(), name)
+        return self.constant(self.tensors[f"transformer.{name}"], name)
 
     def linear(self, name: str, x: str) -> str:
         """A linear layer."""

@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from pathlib import Path
 
-import torch
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
-from chargpt.model import GPT
+from chargpt.model_file import ModelFile
 from chargpt.sampling import KEPT_PART
-from chargpt.vocab import Vocab
 
 MAX_BYTES = 300_000_000  # of weights; browsers hold a text of about 500 million characters
 
 
-def save_page(model: GPT, vocab: Vocab, path: str | Path) -> None:
+def save_page(model: ModelFile, path: str | Path) -> None:
     """Write a page of HTML that holds the model (float32), and continues what one types into it.
 
     The page computes what the model computes; like `generate`, it reads the last eighth of a full context again.
-    Raises ChargptError if the weights are too large for a page, or if one is not finite.
+    Raises ChargptError if the weights are too large for a page.
     """
-    tensors = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
-    parameters = sum(sizes.values())
+    sizes = {name: math.prod(shape) for name, shape in model.config.shapes().items()}
+    parameters = model.config.parameters
     if 4 * parameters > MAX_BYTES:
         raise ChargptError(
             f"{path}: not written: {4 * parameters:,} bytes of weights, and a page holds at most {MAX_BYTES:,};"
             " export to a directory"
         )
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ChargptError(f"{path}: not written: {name} holds nan or infinite values; export another model")
-    weights = torch.cat([tensor.flatten() for tensor in tensors.values()]).numpy().astype("<f4").tobytes()
+    weights = np.concatenate([model.weights[name].ravel() for name in sizes]).astype("<f4").tobytes()
     about = {
         "config": vars(model.config),
         "sizes": sizes,
-        "vocab": vocab.itos,
+        "vocab": model.vocab.itos,
         "kept": max(1, model.config.block_size // KEPT_PART),
     }
     folder = Path(__file__).parent

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from chargpt.config import Activation, AttentionScale, GPTConfig
 from chargpt.data import Ids
-from chargpt.errors import ChargptError
 from chargpt.evaluation import character_losses
-from chargpt.legacy.directory import LegacyWeights
-from chargpt.model import GPT, Activation, AttentionScale, GPTConfig
+from chargpt.legacy.directory import DoesNotFitCorpus, LegacyWeights
+from chargpt.model import GPT
 
 DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
 FIRST = 10_000  # characters that are read first; then as many again as were read so far, and so on
@@ -36,10 +35,6 @@ GROUP = 32  # characters whose losses are added up: the losses of neighbours dep
 MIN_GROUPS = 30  # from fewer, the standard error is not known well enough
 UNTRAINED_MARGIN = 0.03  # nats by which a dialect of a little trained model must be better
 PAIRS_FROM = 1 << 20  # characters whose pairs are counted
-
-
-class DoesNotFitCorpus(ChargptError):
-    """The weights do not fit the text: its vocabulary differs, or the losses on it do not show the dialect."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +161,7 @@ def build_model(weights: LegacyWeights, dialect: str) -> GPT:
     config = GPTConfig(
         **weights.sizes, activation=cast(Activation, activation), attention_scale=cast(AttentionScale, scale)
     )
-    with torch.device("meta"):
-        model = GPT(config)
-    model.load_state_dict({name: torch.from_numpy(t) for name, t in weights.tensors.items()}, assign=True)
-    return model.eval()
+    return GPT.from_arrays(config, weights.tensors).eval()
 
 
 def _entropy(values: NDArray[np.int64]) -> float:

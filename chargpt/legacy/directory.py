@@ -16,11 +16,16 @@ import numpy as np
 from chargpt.errors import ChargptError, escape
 from chargpt.files import read_json, refuse_link
 from chargpt.legacy.values import Array, printable, read_shape, read_values
+from chargpt.vocab import Vocab
 
 MAX_REPORTED = 20  # problems named in one report; the others are only counted
 MAX_FILES = 50_000  # a model with 100 layers of 100 heads has fewer
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
+
+
+class DoesNotFitCorpus(ChargptError):
+    """The weights do not fit the text: its vocabulary differs, or the losses on it do not show the dialect."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,20 @@ class LegacyWeights:
 
     sizes: vocab_size, block_size, n_layer, n_head and n_embd, as the files have them; dropout, from config.json or 0.
     tensors: name of the parameter in `GPT` -> float32 array with exactly the values of the files.
+    folder: the directory.
     """
 
     sizes: dict[str, Any]
     tensors: dict[str, Array]
+    folder: Path = Path("weights")
+
+    def require_vocab(self, vocab: Vocab) -> None:
+        """Raise DoesNotFitCorpus if the model was trained on a text with another number of characters."""
+        if self.sizes["vocab_size"] != len(vocab):
+            raise DoesNotFitCorpus(
+                f"{self.folder}: the weights know {self.sizes['vocab_size']} characters, the text has {len(vocab)}:"
+                " pass the text that this model was trained on"
+            )
 
     @property
     def parameters(self) -> int:
@@ -74,7 +89,7 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
         except ChargptError as error:
             problems.append(str(error))
     _raise(folder, problems)
-    return LegacyWeights(sizes, rename(legacy, sizes))
+    return LegacyWeights(sizes, rename(legacy, sizes), folder)
 
 
 def _raise(folder: Path, problems: list[str]) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from chargpt.checkpoint import load_model, save_model
+from chargpt.checkpoint import save_model
 from chargpt.data import Ids
 from chargpt.errors import ChargptError
 from chargpt.evaluation import evaluate
-from chargpt.legacy.dialect import DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
-from chargpt.legacy.directory import read_legacy
+from chargpt.legacy.dialect import Evidence, build_model, choose_dialect, weigh_dialects
+from chargpt.legacy.directory import LegacyWeights
+from chargpt.model_file import read_model
 from chargpt.vocab import Vocab
 
 
@@ -56,42 +57,34 @@ class Migration:
 
 
 def migrate(
-    weights_dir: str | Path,
+    weights: LegacyWeights,
     output: str | Path,
     vocab: Vocab,
     ids: Ids,
     *,
     train_ids: Ids | None = None,
-    config_path: str | Path | None = None,
     dialect: str = "auto",
 ) -> Migration:
-    """Read legacy weights, find their dialect, write the model to `output` and read it back to compare.
+    """Find the dialect of legacy weights, write the model to `output` and read it back to compare.
 
     vocab: vocabulary of the text that the model was trained on. ids: validation part of this text, 1-D unsigned, at
     least two. train_ids: its training part, read after `ids` if these do not show the dialect clearly. dialect: one of
-    DIALECTS, or `auto` to find it. Raises DoesNotFitCorpus if the weights do not fit the text, and ChargptError if a
-    file is bad or the loss is not finite.
+    DIALECTS, or `auto` to find it. Raises DoesNotFitCorpus if the losses on the text do not show the dialect, and
+    ChargptError if the loss is not finite.
     """
-    weights = read_legacy(weights_dir, config_path)
-    if weights.sizes["vocab_size"] != len(vocab):
-        raise DoesNotFitCorpus(
-            f"{weights_dir}: the weights know {weights.sizes['vocab_size']} characters, the text has {len(vocab)}:"
-            " pass the text that this model was trained on"
-        )
     evidence = None
     if dialect == "auto":
         evidence = weigh_dialects(weights, [ids] if train_ids is None else [ids, train_ids])
-        dialect = choose_dialect(evidence, weights_dir)
+        dialect = choose_dialect(evidence, weights.folder)
     model = build_model(weights, dialect)
     val_loss = evaluate(model, ids)
     if not math.isfinite(val_loss):
         raise ChargptError(
-            f"{weights_dir}: the validation loss is {val_loss}: a diverged model; nothing was written; use an earlier"
-            " one"
+            f"{weights.folder}: the validation loss is {val_loss}: a diverged model; nothing was written;"
+            " use an earlier one"
         )
     save_model(output, model, vocab, {"dialect": dialect})
-    read, _ = load_model(output)
+    read = read_model(output)
     assert read.config == model.config
-    written = read.state_dict()
-    error = max(float(np.abs(written[name].numpy() - tensor).max()) for name, tensor in weights.tensors.items())
+    error = max(float(np.abs(read.weights[name] - tensor).max()) for name, tensor in weights.tensors.items())
     return Migration(weights.parameters, error, dialect, val_loss, evidence)

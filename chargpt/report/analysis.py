@@ -91,7 +91,8 @@ def predictions(model: GPT, vocab: Vocab, ids: Ids, alternatives: int = 5) -> li
     ids: (N,) unsigned integers, N >= 2. alternatives: how many of the likeliest characters to return.
     """
     found = []
-    for idx, targets in evaluation_batches(ids, model.config.block_size, 1):
+    for batch in evaluation_batches(ids, model.config.block_size, 1):
+        idx, targets = (torch.from_numpy(part) for part in batch)
         probabilities = model(idx.to(model.wte.weight.device))[0].softmax(-1).cpu()
         given = probabilities.gather(1, targets[0, :, None])[:, 0]
         top, top_ids = probabilities.topk(min(alternatives, len(vocab)))

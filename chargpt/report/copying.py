@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from chargpt.data import Ids
 from chargpt.model import GPT
-from chargpt.sampling import generate
+from chargpt.sampling import Random, generate
 
 PASSAGE = 20  # characters; shorter passages are in the training text by chance
 PIECE = 1 << 20  # characters of the training text that are compared at once
@@ -46,10 +45,9 @@ def recite(model: GPT, train_ids: Ids, val_ids: Ids) -> tuple[Copies, Copies]:
     """
     length = min(LENGTH, len(val_ids) - 1)
     starts = np.linspace(0, len(val_ids) - 1 - length, ROWS).astype(np.int64)
-    first = torch.from_numpy(val_ids[starts].astype(np.int64))[:, None]
-    written = generate(model, first, length, temperature=TEMPERATURE, generator=torch.Generator().manual_seed(0))
+    written = generate(model, val_ids[starts, None], length, temperature=TEMPERATURE, random=Random(0))
     theirs = val_ids[starts[:, None] + np.arange(1, length + 1)]
-    return find_copies(written[:, 1:].numpy().astype(val_ids.dtype), train_ids), find_copies(theirs, train_ids)
+    return find_copies(written[:, 1:].astype(val_ids.dtype), train_ids), find_copies(theirs, train_ids)
 
 
 def find_copies(texts: Ids, train_ids: Ids) -> Copies:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chargpt.data import Ids
@@ -20,7 +19,7 @@ from chargpt.model import GPT
 from chargpt.report.analysis import Analysis, Prediction, analyse, predictions, visible
 from chargpt.report.charts import charts
 from chargpt.report.copying import PASSAGE, recite
-from chargpt.sampling import generate
+from chargpt.sampling import Random, generate
 from chargpt.vocab import Vocab
 
 LEVELS = 9  # of surprise; each is one bit wide, the last has no upper limit
@@ -60,15 +59,15 @@ def make_report(
         "validation_longest": len(text_copies.longest),
         "validation_share": round(text_copies.share, 6),
     }
-    stretch = torch.from_numpy(val_ids[: STRETCH + 1].astype("int64"))
-    written = generate(model, stretch[None], CONTINUATION, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    stretch = val_ids[: STRETCH + 1]
+    written = generate(model, stretch[None], CONTINUATION, temperature=0.8, random=Random(0))
     page = render(
         facts={"parameters": f"{sum(p.numel() for p in model.parameters()):,}"} | vars(model.config),
         figures=figures,
         previous=previous,
         copied=copied | {"passage": vocab.decode(model_copies.longest)},
         charts=charts(curve, analysis, vocab),
-        stretch=predictions(model, vocab, val_ids[: STRETCH + 1]),
+        stretch=predictions(model, vocab, stretch),
         sample=vocab.decode(written[0, len(stretch) :]),
     )
     return Report(figures, copied, analysis, page)

@@ -122,10 +122,10 @@ def update(run: Run, task: Task) -> None:
 def batch_loss(step: int, task: Task) -> Tensor:
     """Mean loss, in nats per character, over this process's share of the batch for update `step`; a scalar tensor."""
     params, world = task.params, task.world
-    idx, targets = training_batch(task.train_ids, params.block_size, params.batch_size, params.seed, step)
+    batch = training_batch(task.train_ids, params.block_size, params.batch_size, params.seed, step)
     share = params.batch_size // world.size
     mine = slice(world.rank * share, (world.rank + 1) * share)
-    idx, targets = idx[mine].to(world.device), targets[mine].to(world.device)
+    idx, targets = (torch.from_numpy(part[mine]).to(world.device) for part in batch)
     if params.dropout:
         seed = (params.seed * 1_000_003 + step) * world.size + world.rank
         torch.manual_seed(seed % 2**63)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import zc.lockfile
 from torch import Tensor
 
@@ -105,7 +106,7 @@ class State:
 
         If the disk is full, `say` reports it, the run goes on, and the state saved before remains.
         """
-        held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        held = {name: t.detach().cpu().numpy() for name, t in tensors.items()}
         about = {"facts": facts, "run": self.folder.name, "inputs": self.inputs}
         about["sha256"] = tensor_hash(held, about)
         try:
@@ -127,13 +128,13 @@ class State:
                 self._tell_of_other_code()
             return None
         try:
-            with open_tensors(self.path) as file:
-                about = json.loads(file.metadata()["chargpt_state"])
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            file = open_tensors(self.path)
+            about = json.loads(file.metadata["chargpt_state"])
+            held = {name: array.copy() for name, array in file.arrays().items()}
             claimed = about.pop("sha256")
-            if tensor_hash(tensors, about) != claimed or about["run"] != self.folder.name:
+            if tensor_hash(held, about) != claimed or about["run"] != self.folder.name:
                 raise ValueError("damaged, or another run's")
-            return tensors, about["facts"]
+            return {name: torch.from_numpy(array) for name, array in held.items()}, about["facts"]
         except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
             self.say(f"{self.path} is damaged; ignored, training starts again")
             return None
@@ -142,8 +143,7 @@ class State:
         """Say that a state of the same parameters and data is not used, because other code or torch saved it."""
         for path in self.folder.parent.glob("*/state.safetensors"):
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
-                with open_tensors(path) as file:
-                    about = json.loads(file.metadata()["chargpt_state"])
+                about = json.loads(open_tensors(path).metadata["chargpt_state"])
                 theirs, step = about.get("inputs"), int(about["facts"]["step"])
                 if theirs is None:
                     self.say(

@@ -1,6 +1,6 @@
-"""Check a model file, which may come from a stranger: compare what the file declares with what it holds.
+"""Read a model file, which may come from a stranger: what the file declares is compared with what it holds.
 
-The declared sizes are compared with the tensors in the file before anything of these sizes is allocated or built.
+The declared sizes are compared with the tensors in the file before anything of these sizes is allocated.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError, escape
 from chargpt.files import unique_keys
-from chargpt.model import GPT, GPTConfig
-from chargpt.tensors import is_finite, open_tensors, tensor_hash
+from chargpt.tensors import TensorFile, is_finite, open_tensors, tensor_hash
 from chargpt.vocab import Vocab
 
 FORMAT_VERSION = 1
@@ -25,17 +25,27 @@ MAX_LAYERS = 1000  # the limit of params.yaml too; building a model takes a mill
 REMEDY = "use a file that chargpt wrote, or fetch it again"
 
 
-def read_model_file(path: str | Path) -> tuple[GPT, Vocab, dict[str, Tensor]]:
-    """Read and check a model file.
+class ModelFile(NamedTuple):
+    """The content of a model file, checked: the architecture, the vocabulary, and the weights by their names in `GPT`.
 
-    Returns the model without weights (on the meta device), its vocabulary, and its memory-mapped weights by name.
+    The weights are float32 and memory-mapped.
+    """
+
+    config: GPTConfig
+    vocab: Vocab
+    weights: dict[str, NDArray[np.float32]]
+
+
+def read_model(path: str | Path) -> ModelFile:
+    """Read and check a model file, without loading torch. Nothing in the file is trusted or executed.
+
     Raises ChargptError if the file is refused; the message says why.
     """
-    with open_tensors(path) as file:
-        metadata = parse_metadata(path, file.metadata())
-        config, vocab = _parse_config(path, metadata)
-        model = _empty_model(path, file, config)
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    file = open_tensors(path)
+    metadata = _parse_metadata(path, file.metadata)
+    config, vocab = _parse_config(path, metadata)
+    _check_shapes(path, file, config)
+    weights = file.arrays()
     claimed = metadata.pop("sha256", None)
     if tensor_hash(weights, metadata) != claimed:
         raise ChargptError(f"{path}: the content does not match its own sha256: damaged in transfer; fetch it again")
@@ -44,10 +54,15 @@ def read_model_file(path: str | Path) -> tuple[GPT, Vocab, dict[str, Tensor]]:
             raise ChargptError(
                 f"{path}: {name} holds nan or infinite values: the weights of a diverged model; use another model"
             )
-    return model, vocab, weights
+    return ModelFile(config, vocab, weights)
 
 
-def parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str, Any]:
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The entries of the key `chargpt`. Raises ChargptError if the file is not a model of a known format version."""
+    return _parse_metadata(path, open_tensors(path).metadata)
+
+
+def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str, Any]:
     """The entries of the metadata key `chargpt`, their format version checked.
 
     path: the file's name in messages. raw: the file's metadata. Raises ChargptError if they are not a chargpt model's.
@@ -92,10 +107,10 @@ def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTCon
     return config, vocab
 
 
-def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
-    """Build the model without weights; check that the file's tensors have its names, shapes and dtypes."""
-    found = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
-    # A stranger may have declared any size: compare with the tensors in the file before building a model.
+def _check_shapes(path: str | Path, file: TensorFile, config: GPTConfig) -> None:
+    """Check that the file's tensors have the names, shapes and dtypes of the model's weights."""
+    found = {name: (shape, file.formats[name]) for name, shape in file.shapes.items()}
+    # A stranger may have declared any size: compare with the tensors in the file before listing all shapes.
     C = config.n_embd
     outer = {"wte.weight": [config.vocab_size, C], "wpe.weight": [config.block_size, C]}
     outer["h.0.attn.c_attn.weight"] = [3 * C, C]
@@ -114,9 +129,7 @@ def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
         raise ChargptError(
             f"{path}: the model has {config.n_layer} layers; chargpt reads at most {MAX_LAYERS}; use a smaller model"
         )
-    with torch.device("meta"):  # no memory and no initial values, because the file's weights follow
-        model = GPT(config)
-    expected = {name: list(t.shape) for name, t in model.state_dict().items()}
+    expected = {name: list(shape) for name, shape in config.shapes().items()}
     if missing_names := sorted(expected.keys() - found.keys()):
         raise ChargptError(f"{path}: missing tensors: {_first(missing_names)}; {REMEDY}")
     if extra := sorted(found.keys() - expected.keys()):
@@ -126,7 +139,6 @@ def _empty_model(path: str | Path, file: Any, config: GPTConfig) -> GPT:
             raise ChargptError(
                 f"{path}: {name} is {dtype} {escape(shape, 60)}, expected F32 {expected[name]}; {REMEDY}"
             )
-    return model
 
 
 def _first(names: list[str]) -> str:
