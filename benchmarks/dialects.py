@@ -4,7 +4,7 @@
 
 Each is trained as the legacy system trained, by the tests' independent copy of its arithmetic, from 50 updates on. Then
 the dialect is looked for as `chargpt migrate` does. A checkpoint is right, wrong, or
-refused: as unsure, because the losses are too close, or as untrained or too little trained.
+refused: as unsure, because the losses are too close, or as untrained, which is worse than character pairs.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def checkpoint(number: int) -> dict[str, Any]:
     found = weigh_dialects(weights, [val_ids, train_ids])
     try:
         verdict = "right" if choose_dialect(found) == dialect else "wrong"
-    except DoesNotFitCorpus as error:
-        verdict = "unsure" if "too close" in str(error) else "untrained"
+    except DoesNotFitCorpus:
+        verdict = "untrained" if min(found.losses.values()) >= found.from_pairs else "unsure"
     about = (
         f"{n_layer} layers, {n_head} heads of {head_size}, context {block_size}, {steps} x {batch_size}, lr {lr:.4f}"
     )

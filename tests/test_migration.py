@@ -279,6 +279,8 @@ def test_an_untrained_model_has_no_dialect() -> None:
     with pytest.raises(DoesNotFitCorpus, match=r"too little trained .*--dialect"):
         choose_dialect(Evidence(close, 40.0, 1000, 4.2, 4.15))
     assert choose_dialect(Evidence(close, 4.0, 1000, 4.2, 4.151)) == "relu-head"
+    with pytest.raises(DoesNotFitCorpus, match=r"too little trained .*; 0\.003 nats would be clear"):
+        choose_dialect(Evidence(losses | {"relu-head": 4.168}, 40.0, 1000, 4.2, 4.19))
 
 
 def test_the_text_is_read_on_until_the_dialect_is_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
