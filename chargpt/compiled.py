@@ -71,6 +71,11 @@ def inlined(function: Function) -> Function:
     return numba.njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
 
 
+def inlined_in_order(function: Function) -> Function:
+    """Decorator: like `inlined`, and sums are computed in the order that is written, so loops of one form agree."""
+    return numba.njit(nogil=True, fastmath=FAST_MATH - {"reassoc"}, error_model="numpy")(function)
+
+
 _OWN: set[Any] = set()
 
 

@@ -15,7 +15,7 @@ from numba import config as numba_config
 from numpy.typing import NDArray
 
 from chargpt.config import GPTConfig
-from chargpt.kernel import Floats, choose, extend, prepare
+from chargpt.kernel import Floats, aligned, choose, extend, prepare
 from chargpt.model_file import ModelFile
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class CompiledDecoder:
         rows = min(ROWS, -(-batch_size // threads))
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
         shape = (c.n_head, c.n_embd // c.n_head, c.block_size)
-        self.keys = [np.zeros((c.n_layer, part.stop - part.start, *shape), np.float32) for part in self.parts]
-        self.values = [keys.swapaxes(3, 4).copy() for keys in self.keys]
+        empty = [np.zeros((c.n_layer, part.stop - part.start, *shape), np.float32) for part in self.parts]
+        self.keys, self.values = ([aligned(part) for part in empty] for _ in range(2))
         self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
         self.length = 0
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chargpt.compiled import compiled, inlined
+from chargpt.compiled import compiled, inlined, inlined_in_order
 from chargpt.config import GPTConfig
 
 f32 = np.float32
 Floats = NDArray[np.float32]
+ALIGNED = 32  # numbers; a multiple of what a vector register holds
 
 
 class Weights(NamedTuple):
@@ -42,11 +43,20 @@ class Weights(NamedTuple):
     head_bias: Floats  # (V,)
 
 
+def aligned(values: Floats) -> Floats:
+    """A copy that begins at a multiple of 64 bytes: from elsewhere, reading a vector register takes twice as long."""
+    room = np.empty(values.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + values.nbytes].view(f32).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
 def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
     """A copy of a model's weights. weights: by their names in `GPT`, float32."""
 
     def matrix(name: str) -> Floats:
-        return weights[f"{name}.weight"].T.copy()
+        return weights[f"{name}.weight"].T
 
     def norm(name: str) -> Floats:
         return np.stack([weights[f"{name}.weight"], weights[f"{name}.bias"]])
@@ -56,9 +66,9 @@ def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
 
     c_attn = each(matrix, "attn.c_attn")
     c_attn[:, :, : config.n_embd] *= f32(config.scale)
-    return Weights(
-        wte=weights["wte.weight"].copy(),
-        wpe=weights["wpe.weight"].copy(),
+    made = Weights(
+        wte=weights["wte.weight"],
+        wpe=weights["wpe.weight"],
         ln_1=each(norm, "ln_1"),
         c_attn=c_attn,
         attn_proj=each(matrix, "attn.c_proj"),
@@ -70,8 +80,9 @@ def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
         mlp_bias=each(weights.__getitem__, "mlp.c_proj.bias"),
         ln_f=norm("ln_f"),
         lm_head=matrix("lm_head"),
-        head_bias=weights["lm_head.bias"].copy(),
+        head_bias=weights["lm_head.bias"],
     )
+    return Weights(*map(aligned, made))
 
 
 @inlined
@@ -124,18 +135,26 @@ def add(y: Any, bias: Any) -> None:
             y[r, n] += bias[n]
 
 
-@inlined
+@inlined_in_order
 def add_product(x: Any, w: Any, y: Any) -> None:
-    """y (R, N) += x (R, K) @ w (K, N), four rows of w at a time: they stay in the cache while all of x uses them."""
+    """y (R, N) += x (R, K) @ w (K, N), four rows of w and two of x at a time: what is read once is used often."""
     R, K = x.shape
     N = w.shape[1]
     for k in range(0, K - 3, 4):
         w0, w1, w2, w3 = w[k], w[k + 1], w[k + 2], w[k + 3]
-        for r in range(R):
+        for r in range(0, R - 1, 2):
             x0, x1, x2, x3 = x[r, k], x[r, k + 1], x[r, k + 2], x[r, k + 3]
-            to = y[r]
+            z0, z1, z2, z3 = x[r + 1, k], x[r + 1, k + 1], x[r + 1, k + 2], x[r + 1, k + 3]
+            to, beside = y[r], y[r + 1]
             for n in range(N):
-                to[n] += x0 * w0[n] + x1 * w1[n] + x2 * w2[n] + x3 * w3[n]
+                a0, a1, a2, a3, old = w0[n], w1[n], w2[n], w3[n], beside[n]  # before a write to y, which may be w
+                to[n] = to[n] + x0 * a0 + x1 * a1 + x2 * a2 + x3 * a3
+                beside[n] = old + z0 * a0 + z1 * a1 + z2 * a2 + z3 * a3
+        if R % 2:
+            x0, x1, x2, x3 = x[R - 1, k], x[R - 1, k + 1], x[R - 1, k + 2], x[R - 1, k + 3]
+            to = y[R - 1]
+            for n in range(N):
+                to[n] = to[n] + x0 * w0[n] + x1 * w1[n] + x2 * w2[n] + x3 * w3[n]
     for k in range(K - K % 4, K):
         for r in range(R):
             for n in range(N):
@@ -163,7 +182,7 @@ def layer_norm(x: Any, weight: Any, y: Any) -> None:
 def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
     """Causal attention of the new positions start .. start + S - 1: qkv (B S, 3C) to y (B S, C).
 
-    keys (B, nh, hs, T) and values (B, nh, T, hs) of the positions before; those of the new ones are added.
+    keys and values (B, nh, hs, T) of the positions before, of any finite value behind; those of the new ones are added.
     """
     B, nh, hs, T = keys.shape
     C = nh * hs
@@ -171,41 +190,52 @@ def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
     scores = np.empty(T, f32)
     for r in range(B * S):
         t = start + r % S
+        # A loop over a multiple of the vector registers has no slow rest. Positions after t get the weight 0.
+        end = min(T, t + ALIGNED - t % ALIGNED)
+        weights = scores[:end]
         for h in range(nh):
             k, v = keys[r // S, h], values[r // S, h]
             q, to = qkv[r, h * hs : (h + 1) * hs], y[r, h * hs : (h + 1) * hs]
             for d in range(hs):
                 k[d, t] = qkv[r, C + h * hs + d]
-                v[t, d] = qkv[r, 2 * C + h * hs + d]
-                to[d] = f32(0)
-            weights = scores[: t + 1]
-            for i in range(t + 1):
+                v[d, t] = qkv[r, 2 * C + h * hs + d]
+            for i in range(end):
                 weights[i] = f32(0)
             for d in range(0, hs - 3, 4):
                 k0, k1, k2, k3 = k[d], k[d + 1], k[d + 2], k[d + 3]
                 q0, q1, q2, q3 = q[d], q[d + 1], q[d + 2], q[d + 3]
-                for i in range(t + 1):
+                for i in range(end):
                     weights[i] += q0 * k0[i] + q1 * k1[i] + q2 * k2[i] + q3 * k3[i]
             for d in range(hs - hs % 4, hs):
-                for i in range(t + 1):
+                for i in range(end):
                     weights[i] += q[d] * k[d, i]
             best, total = weights[0], f32(0)
             for i in range(t + 1):
                 best = max(best, weights[i])
-            for i in range(t + 1):
-                weights[i] = exp(weights[i] - best)
+            for i in range(end):
+                weights[i] = exp(weights[i] - best) if i <= t else f32(0)
                 total += weights[i]
-            for i in range(t + 1):
-                weight, vi = weights[i] / total, v[i]
-                for d in range(hs):
-                    to[d] += weight * vi[d]
+            for d in range(0, hs - 3, 4):
+                v0, v1, v2, v3 = v[d], v[d + 1], v[d + 2], v[d + 3]
+                y0, y1, y2, y3 = f32(0), f32(0), f32(0), f32(0)
+                for i in range(end):
+                    y0 += weights[i] * v0[i]
+                    y1 += weights[i] * v1[i]
+                    y2 += weights[i] * v2[i]
+                    y3 += weights[i] * v3[i]
+                to[d], to[d + 1], to[d + 2], to[d + 3] = y0 / total, y1 / total, y2 / total, y3 / total
+            for d in range(hs - hs % 4, hs):
+                y0 = f32(0)
+                for i in range(end):
+                    y0 += weights[i] * v[d, i]
+                to[d] = y0 / total
 
 
 @inlined
 def read(w: Any, relu: Any, keys: Any, values: Any, idx: Any, start: Any, logits: Any) -> None:
     """Read idx (B, S) at positions start, start + 1, ...; logits (B, V) become those of the next character.
 
-    keys (L, B, nh, hs, T) and values (L, B, nh, T, hs): of the positions before; those of idx are added.
+    keys and values (L, B, nh, hs, T): of the positions before; those of idx are added.
     """
     B, S = idx.shape
     L, C, _ = w.c_attn.shape

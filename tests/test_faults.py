@@ -70,7 +70,7 @@ def test_no_room_for_the_output(project: Project, stage: str) -> None:
     assert "File too large" in check(project, stage, 1, prepare=faults.limit("FSIZE", 600))
 
 
-@pytest.mark.parametrize("stage", ["prepare", "evaluate"])
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_no_memory(project: Project, stage: str) -> None:
     assert "error: not enough memory; free some" in check(project, stage, 1, prepare=faults.limit("AS", 250 << 20))
 

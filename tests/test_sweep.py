@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -112,6 +113,16 @@ class Project:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
+    def trains_again(self, name: str) -> None:
+        """A training without interruption gives the bytes of the experiment's model."""
+        self("git", "checkout", "-q", "--", ".")
+        self("dvc", "exp", "apply", name)
+        model = self.home / "artifacts/model.safetensors"
+        there = model.read_bytes()
+        model.unlink()
+        self(sys.executable, "-m", "stages", "train")
+        assert model.read_bytes() == there
+
     def shown(self) -> dict[str, str]:
         """Trial to outcome, as the sweep tells them."""
         lines = self("chargpt", "sweep", "mine.yaml").stdout.splitlines()
@@ -126,9 +137,9 @@ def project(tmp_path: Path, template: Path) -> Project:
 @pytest.mark.system
 def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> None:
     """Each with its parameters, applied with one command; a second call adds trials only if the budget grew."""
-    project.plan()
+    project.plan(trials=8)
     outcomes = project.shown()
-    assert set(outcomes) == {"toy-0", "toy-1", "toy-2"}
+    assert set(outcomes) == {f"toy-{i}" for i in range(8)}
     assert all(re.fullmatch(r"val_loss \d\.\d{6}", outcome) for outcome in outcomes.values()), outcomes
     table = project("dvc", "exp", "show", "--csv").stdout
     for name, outcome in outcomes.items():
@@ -147,8 +158,8 @@ def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> Non
     assert text.count("<svg") >= 3 and all(name in text for name in outcomes) and "http://" not in text.split("<svg")[0]
     # the plan of a sweep that has begun: the budget may grow, the space may not
     project("git", "checkout", "-q", "--", ".")
-    project.plan(trials=4)
-    assert set(project.shown()) == {"toy-0", "toy-1", "toy-2", "toy-3"}
+    project.plan(trials=9)
+    assert set(project.shown()) == {f"toy-{i}" for i in range(9)}
     project.plan(space={"lr": [0.1]})
     done = project("chargpt", "sweep", "mine.yaml", check=False)
     assert done.returncode == 1 and "sweep toy: space changed since its first trial" in done.stderr
@@ -228,6 +239,7 @@ def test_nothing_is_lost(project: Project, how: str) -> None:
             stdout=out,
             stderr=out,
             start_new_session=True,
+            preexec_fn=hear_ctrl_c,
         )
     states = project.folder / "slots"
     deadline = time.monotonic() + 200
@@ -237,6 +249,7 @@ def test_nothing_is_lost(project: Project, how: str) -> None:
     family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
     if how == "everything":
         kill(family, signal.SIGKILL)
+        first.wait()
     elif how == "worker":
         kill([process for process in family[1:] if "submitit" in " ".join(process.cmdline())], signal.SIGKILL)
         assert first.wait(300) == 0
@@ -250,6 +263,8 @@ def test_nothing_is_lost(project: Project, how: str) -> None:
     if how != "worker":  # there, DVC went on without its worker
         for name in outcomes:
             assert "continuing at step" in (project.folder / f"{name}.log").read_text()
+    if how == "everything":
+        project.trains_again("toy-0")
 
 
 SLURM = """
@@ -343,3 +358,4 @@ def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: No
     outcomes = project.shown()
     assert set(outcomes) == {"toy-0"} and outcomes["toy-0"].startswith("val_loss"), outcomes
     assert "continuing at step" in log.read_text()
+    project.trains_again("toy-0")
