@@ -43,17 +43,21 @@ class Weights(NamedTuple):
     head_bias: Floats  # (V,)
 
 
-def aligned(values: Floats) -> Floats:
-    """A copy that begins at a multiple of 64 bytes: from elsewhere, reading a vector register takes twice as long."""
-    room = np.empty(values.nbytes + 64, np.uint8)
+def aligned(*shape: int) -> Floats:
+    """Zeros that begin at a multiple of 64 bytes: from elsewhere, reading a vector register takes twice as long."""
+    size = 4 * math.prod(shape)
+    room = np.zeros(size + 64, np.uint8)
     start = -room.ctypes.data % 64
-    copy = room[start : start + values.nbytes].view(f32).reshape(values.shape)
-    copy[...] = values
-    return copy
+    return room[start : start + size].view(f32).reshape(shape)
 
 
 def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
     """A copy of a model's weights. weights: by their names in `GPT`, float32."""
+
+    def copy(values: Floats) -> Floats:
+        made = aligned(*values.shape)
+        made[...] = values
+        return made
 
     def matrix(name: str) -> Floats:
         return weights[f"{name}.weight"].T
@@ -66,7 +70,7 @@ def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
 
     c_attn = each(matrix, "attn.c_attn")
     c_attn[:, :, : config.n_embd] *= f32(config.scale)
-    made = Weights(
+    parts = Weights(
         wte=weights["wte.weight"],
         wpe=weights["wpe.weight"],
         ln_1=each(norm, "ln_1"),
@@ -82,7 +86,7 @@ def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
         lm_head=matrix("lm_head"),
         head_bias=weights["lm_head.bias"],
     )
-    return Weights(*map(aligned, made))
+    return Weights(*map(copy, parts))
 
 
 @inlined
