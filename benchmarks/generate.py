@@ -33,6 +33,7 @@ from chargpt.vocab import Vocab
 
 CONTEXT = 256
 ROUNDS = 5
+PAUSE_S = 0.5  # threads of the engine before wait for work in a loop, which would slow down the next one
 INSIDE, PAST = 250, 1000
 VOCAB = Vocab([chr(40 + i) for i in range(65)])
 Way = Callable[[int, int], None]  # texts, characters of each
@@ -128,6 +129,7 @@ def main() -> None:
             rates["naive 1"] = []
             for _ in range(ROUNDS):
                 for key, (_, run) in ways.items():
+                    time.sleep(PAUSE_S)
                     started = time.perf_counter()
                     run(batch_size, length)
                     rates[key].append(batch_size * length / (time.perf_counter() - started))

@@ -25,7 +25,6 @@ IDS = NDArray[np.int64]
 Model = Union["GPT", ModelFile]
 LARGEST_COMPILED = 25_000_000  # parameters
 ROWS = 4  # texts that are read together: their cache and the weights fit into the processor's
-PIECE = 50_000_000  # parameters times characters of one call
 
 
 class Options(NamedTuple):
@@ -78,11 +77,6 @@ def make_decoder(model: Model, batch_size: int) -> Decoder:
     elif small and model.wte.weight.device.type == "cpu":
         return CompiledDecoder(model.config, model.arrays(), batch_size)
     return TorchDecoder(model, batch_size)
-
-
-def piece_size(config: GPTConfig) -> int:
-    """How many characters to choose in one call: some milliseconds of work."""
-    return max(1, min(64, PIECE // config.parameters))
 
 
 class TorchDecoder:

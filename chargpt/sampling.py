@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chargpt.config import GPTConfig
-from chargpt.decoder import IDS, Model, Options, make_decoder, piece_size
+from chargpt.decoder import IDS, Model, Options, make_decoder
 from chargpt.errors import ChargptError
 
+# Characters times parameters of one call: some milliseconds if the text is shown meanwhile. After a call, threads wait
+# for one another.
+SHOWN, WHOLE = 50_000_000, 200_000_000
 KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as all of it, and leaves 7/8 free
 
 
@@ -57,7 +59,7 @@ def stream(
     ids = _check_ids(model.config, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
     rows = (random or Random()).split(len(ids))
-    pieces = _pieces(model, ids, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    pieces = _pieces(model, ids, max_tokens, rows, SHOWN, temperature, top_k, top_p, exact)
     return (chosen for piece in pieces for chosen in piece.T)
 
 
@@ -66,20 +68,20 @@ def _pieces(
     idx: IDS,
     max_tokens: int,
     rows: list[Random],
-    *,
+    work: int,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     exact: bool,
 ) -> Iterator[IDS]:
-    """Yield the next ids of each row in pieces, (B, n) int64."""
+    """Yield the next ids of each row in pieces, (B, n) int64. work: characters times parameters of a piece."""
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     options = Options(
         float(temperature), min(top_k or vocab_size, vocab_size), math.inf if top_p is None else float(top_p)
     )
     # number of characters that are read again when the context is full
     kept = block_size if exact else max(1, block_size // KEPT_PART)
-    decoder, piece = make_decoder(model, len(idx)), piece_size(model.config)
+    decoder, piece = make_decoder(model, len(idx)), max(1, work // model.config.parameters)
     recent = unread = idx[:, -block_size:]
     while max_tokens:
         if decoder.length + unread.shape[1] > block_size:
@@ -122,7 +124,7 @@ def generate(
     ids = _check_ids(model.config, idx)
     _check_options(max_tokens, temperature, top_k, top_p)
     rows = (random or Random()).split(len(ids))
-    new = _pieces(model, ids, max_tokens, rows, temperature=temperature, top_k=top_k, top_p=top_p, exact=exact)
+    new = _pieces(model, ids, max_tokens, rows, WHOLE, temperature, top_k, top_p, exact)
     return np.concatenate([ids, *new], axis=1)
 
 
@@ -144,14 +146,13 @@ def generate_each(
     does, because that decides its random numbers.
     """
     _check_options(max_tokens, temperature, top_k, top_p)
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
     given = [_check_ids(model.config, np.asarray(prompt)[None])[0] for prompt in prompts]
     rows = (random or Random()).split(len(given))
     texts = list(given)
     for length in sorted({len(prompt) for prompt in given}):
         numbers = [i for i, prompt in enumerate(given) if len(prompt) == length]
         idx = np.stack([given[i] for i in numbers])
-        new = _pieces(model, idx, max_tokens, [rows[i] for i in numbers], **options)
+        new = _pieces(model, idx, max_tokens, [rows[i] for i in numbers], WHOLE, temperature, top_k, top_p, exact)
         for i, text in zip(numbers, np.concatenate([idx, *new], axis=1), strict=True):
             texts[i] = text
     return texts

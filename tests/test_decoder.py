@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from chargpt import kernel
 from chargpt.config import GPTConfig
-from chargpt.decoder import CompiledDecoder, TorchDecoder, make_decoder, piece_size
+from chargpt.decoder import CompiledDecoder, TorchDecoder, make_decoder
 from chargpt.model import GPT
-from chargpt.sampling import Random, generate
+from chargpt.sampling import Random, generate, stream
 from tests.conftest import random_model
 from tests.pipeline import ROOT
 
@@ -118,16 +118,30 @@ def test_large_models_and_other_devices_run_in_torch(model: GPT, monkeypatch: py
     assert isinstance(make_decoder(model.to("meta"), 1), TorchDecoder)
 
 
-def test_a_large_model_streams_character_by_character(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert piece_size(model.config) == 64
-    monkeypatch.setattr("chargpt.decoder.PIECE", 10)
-    assert piece_size(model.config) == 1
+def test_a_large_model_streams_in_small_pieces(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole text is generated in larger ones. Both write the same."""
+    pieces = []
+
+    def extend(self: CompiledDecoder, unread: Any, uniform: Any, options: Any) -> Any:
+        pieces.append(len(uniform))
+        return original(self, unread, uniform, options)
+
+    original = CompiledDecoder.extend
+    monkeypatch.setattr(CompiledDecoder, "extend", extend)
+    monkeypatch.setattr("chargpt.sampling.SHOWN", 3 * model.config.parameters + 1)
+    shown = [int(ids[0]) for ids in stream(model, [[1]], 7, random=Random(1))]
+    assert pieces == [3, 3, 1]
+    assert generate(model, [[1]], 7, random=Random(1)).tolist() == [[1, *shown]]
+    assert pieces == [3, 3, 1, 7]
+    monkeypatch.setattr("chargpt.sampling.SHOWN", 1)
+    assert len(list(stream(model, [[1]], 2))) == 2
+    assert pieces[4:] == [1, 1]
 
 
 GENERATE = """
 from chargpt.config import GPTConfig
 from chargpt.model import GPT
-from chargpt.sampling import Random, generate
+from chargpt.sampling import Random, generate, stream
 print(generate(GPT(GPTConfig(5, 8, 1, 1, 4)), [[1]], 3).shape)
 """
 
