@@ -1,6 +1,6 @@
 """What a trial costs beyond its training, as a sweep, in DVC's queue, in a copy and in the workspace; and two workers.
 
-    python benchmarks/sweep.py 4 60         # after `dvc repro download`: trials of each way, updates of each; 15 minutes
+    python benchmarks/sweep.py 4 60           # trials of each way, updates of each; after `dvc repro download`; 15 min
 
 The ways run one after the other on the same machine, in clones of the same commit, each training with one thread.
 """
