@@ -46,6 +46,7 @@ class Project:
 
     def sweep(self, workers: int, rates: list[float]) -> None:
         """One trial for each learning rate."""
+        self("git", "reset", "-q", "--hard")
         plan = {"name": f"of-{workers}", "trials": len(rates), "workers": workers, "space": {"lr": rates}}
         with (self.home / "mine.yaml").open("w") as file:
             YAML().dump(plan | {"sampler": "BruteForceSampler"}, file)

@@ -296,8 +296,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Slurm of one node, on this machine."""
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Slurm of one node, on this machine; the directory of its files."""
     programs = ["munged", "slurmctld", "slurmd"]
     if not all(shutil.which(name) for name in programs) or os.geteuid():
         pytest.skip("Slurm is not installed, or this is not root: apt-get install slurm-wlm munge")
@@ -317,7 +317,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     while "idle" not in subprocess.run(["sinfo"], capture_output=True, text=True).stdout:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    yield
+    yield folder
     subprocess.run(["scancel", "--user=root"])
     for name in ("slurmd", "slurmctld", "munge"):
         with contextlib.suppress(OSError, ValueError):
@@ -327,8 +327,11 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.sweep
 @pytest.mark.timeout(400)
-def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: None) -> None:
-    """Before its time is over, a job saves its training and is queued again. A new job goes on if it is cancelled."""
+def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Project, slurm: Path) -> None:
+    """Before its time is over, a job saves its training and is queued again. A new job goes on if it is cancelled.
+
+    A node's daemon that dies and starts again loses no job. The model has the bytes of an uninterrupted training.
+    """
     project.environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
     project.publish(max_iters=20_000, eval_interval=10_000)
     limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 30, "cpus_per_task": 1}
@@ -341,11 +344,18 @@ def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: No
             assert time.monotonic() < deadline and first.poll() is None, log.read_text() if log.exists() else ""
             time.sleep(0.2)
 
-    command = ["chargpt", "sweep", "mine.yaml"]
-    with (project.home.parent / "out").open("w") as out:
-        first = subprocess.Popen(
-            command, cwd=project.home, env=project.environment, stdout=out, stderr=out, preexec_fn=hear_ctrl_c
-        )
+    def start() -> subprocess.Popen[bytes]:
+        with (project.home.parent / "out").open("w") as out:
+            return subprocess.Popen(
+                ["chargpt", "sweep", "mine.yaml"],
+                cwd=project.home,
+                env=project.environment,
+                stdout=out,
+                stderr=out,
+                preexec_fn=hear_ctrl_c,
+            )
+
+    first = start()
     wait("train: stopped (SIG")
     deadline = time.monotonic() + 60
     while subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True).stdout != "1 PENDING\n":
@@ -355,6 +365,12 @@ def test_slurm_with_a_time_limit_and_a_cancelled_job(project: Project, slurm: No
     assert first.wait(60) == 130
     subprocess.run(["scancel", "1"], check=True)
     project.plan(executor="slurm", trials=1, workers=1, slurm=limits | {"timeout_min": 10})
+    first = start()
+    wait("continuing at step")
+    os.kill(int((slurm / "slurmd.pid").read_text()), signal.SIGKILL)
+    time.sleep(2)
+    subprocess.run(["slurmd"], check=True)
+    assert first.wait(300) == 0
     outcomes = project.shown()
     assert set(outcomes) == {"toy-0"} and outcomes["toy-0"].startswith("val_loss"), outcomes
     assert "continuing at step" in log.read_text()
