@@ -55,7 +55,7 @@ class Decoder(Protocol):
 def place(model: ModelFile, device: str) -> Model:
     """The model for a value of `device` in params.yaml.
 
-    `auto` takes the processor for a small model, which is written fastest there, and otherwise a GPU if there is one.
+    `auto` takes the processor for a small model, which writes fastest there, and otherwise a GPU if there is one.
     Raises ChargptError if the device is not available.
     """
     if device in ("auto", "cpu") and model.config.parameters <= LARGEST_COMPILED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -160,9 +161,12 @@ def generate_each(
 
 def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
     """The ids as (B, T) int64."""
-    ids = np.asarray(idx)
+    try:
+        ids = np.asarray(idx)
+    except ValueError:  # rows of different lengths
+        raise ChargptError("prompts of different lengths: use generate_each") from None
     if ids.ndim != 2:
-        raise ChargptError(f"ids have shape {ids.shape}; expected (B, T), one row for each text")
+        raise ChargptError(f"ids have shape {ids.shape}; expected (B, T), a row of ids for each text: use Vocab.encode")
     if not ids.size:
         raise ChargptError("generation needs a prompt of at least one character")
     if ids.dtype.kind not in "iu":
@@ -173,11 +177,11 @@ def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
 
 
 def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if type(max_tokens) is not int or max_tokens < 0:
-        raise ChargptError(f"max_tokens is {max_tokens}; it must be a whole number of at least 0")
-    if not 0 <= temperature < float("inf"):
-        raise ChargptError(f"temperature is {temperature}; it must be a number of at least 0 (0 is greedy)")
-    if top_k is not None and top_k < 1:
-        raise ChargptError(f"top_k is {top_k}; it must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ChargptError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if not isinstance(max_tokens, Integral) or max_tokens < 0:
+        raise ChargptError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least 0")
+    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
+        raise ChargptError(f"temperature is {temperature!r}; it must be a finite number of at least 0 (0 is greedy)")
+    if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
+        raise ChargptError(f"top_k is {top_k!r}; it must be a whole number of at least 1")
+    if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
+        raise ChargptError(f"top_p is {top_p!r}; it must be a number above 0 and at most 1")

@@ -441,7 +441,7 @@ def bomb(form: str, head: str = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]") -> byt
 
 
 ANCHOR = r"DIR/params\.yaml: line \d+: an anchor \(&\) on a list or mapping; write its values out"
-PLAIN = "; write one `key: value` a line, or type: git checkout params.yaml"
+PLAIN = "; write one `key: value` a line, or type: git checkout DIR/params.yaml"
 DEEP = r"DIR/params\.yaml: line \d+: lists or mappings are nested more than 10 deep" + PLAIN
 
 

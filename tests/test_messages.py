@@ -31,7 +31,7 @@ def template(node: ast.expr | None) -> str:
         return template(node.left) + template(node.right)
     if isinstance(node, ast.FormattedValue):
         inner = ast.unparse(node.value)
-        return f"use {inner}" if inner in ("REMEDY", "AGAIN", "FLAT") or inner.startswith("remedy(") else "\u2026"
+        return f"use {inner}" if inner in ("REMEDY", "AGAIN") or inner.startswith(("remedy(", "FLAT.")) else "\u2026"
     return "\u2026"
 
 

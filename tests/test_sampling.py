@@ -302,12 +302,15 @@ def test_mode_is_restored(model: GPT) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": -1}, r"^temperature is -1; it must be a number of at least 0 \(0 is greedy\)"),
+        ({"temperature": -1}, r"^temperature is -1; it must be a finite number of at least 0 \(0 is greedy\)"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
-        ({"top_k": 0}, "^top_k is 0; it must be at least 1"),
-        ({"top_p": 0.0}, "^top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_k": 0}, "^top_k is 0; it must be a whole number of at least 1"),
+        ({"top_k": 1.5}, "^top_k is 1.5; it must be a whole number"),
+        ({"top_p": 0.0}, "^top_p is 0.0; it must be a number above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"temperature": "0.8"}, "^temperature is '0.8'; it must be a finite number"),
+        ({"idx": [[1], [1, 2]]}, "^prompts of different lengths: use generate_each"),
         ({"max_tokens": 1.5}, "^max_tokens is 1.5; it must be a whole number"),
         ({"idx": [[1.0]]}, "^ids are float64; expected whole numbers: use Vocab.encode"),
         ({"max_tokens": -1}, "^max_tokens is -1; it must be a whole number of at least 0"),

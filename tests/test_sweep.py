@@ -54,6 +54,9 @@ def write(path: Path, **changes: Any) -> Path:
         ({"space": {"lr": {"low": 0.0, "high": 1.0}}}, "lr is 0.0; it must be a number, > 0, <= 10"),
         ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be a whole number"),
         ({"space": {"lr": {"low": 0.1, "high": 0.01}}}, "space.lr: low must be below high"),
+        ({"space": {"n_layer": {"low": 1, "high": 4, "step": 0.5}}}, "space.n_layer: step must be a whole number"),
+        ({"fixed": {"n_head": 3}}, "n_head"),
+        ({"fixed": {"max_iters": 20}}, "warmup_iters=40 is more than max_iters=20"),
         (
             {"space": {"lr": {"low": 0.1, "high": 0.2, "log": True, "step": 0.1}}},
             "log needs a low above 0, and no step",
@@ -176,8 +179,9 @@ def test_failures_and_pruning(project: Project) -> None:
     assert sum(outcome.startswith("val_loss") for outcome in outcomes.values()) == 1
     project.publish(max_iters=100_000)
     project.plan(name="pruned", pruner={"ThresholdPruner": {"upper": 0.1}}, trials=1, workers=1)
-    said = project("chargpt", "sweep", "mine.yaml").stdout
-    assert re.match(r"pruned-0: lr .*: pruned\nno trial was completed\n", said), said
+    done = project("chargpt", "sweep", "mine.yaml", check=False)
+    assert done.returncode == 1 and re.search(r"\npruned-0: lr .*: pruned\n$", done.stdout), done.stdout
+    assert done.stderr == "error: no trial was completed; look above for the reasons\n"
 
 
 @pytest.mark.system
@@ -207,6 +211,19 @@ def test_refused_before_it_starts(project: Project) -> None:
     assert said().startswith("error: no git remote origin, from which trials take the project; type: git remote add")
     done = project("chargpt", "trial", str(project.home), check=False)
     assert done.returncode == 1 and "not the directory of a sweep" in done.stderr
+
+
+@pytest.mark.system
+def test_a_worker_that_fails_by_itself_ends_the_sweep(tmp_path: Path) -> None:
+    """Otherwise another one would be started, and fail in the same way, for ever."""
+    from submitit import LocalExecutor
+
+    from chargpt.app.sweep.submit import require_no_error
+
+    job = LocalExecutor(tmp_path).submit(int, "x")
+    job.wait()
+    with pytest.raises(ChargptError, match=rf"^a worker failed: ValueError: invalid literal .*; look in {tmp_path}$"):
+        require_no_error(job, tmp_path)
 
 
 def hear_ctrl_c() -> None:

@@ -15,7 +15,7 @@ from chargpt.errors import ChargptError, escape
 from chargpt.params import Params, check_params, show_value
 
 PARAMS_FILE = "params.yaml"
-FLAT = "write one `key: value` a line, or type: git checkout params.yaml"
+FLAT = "write one `key: value` a line, or type: git checkout {}"
 MAX_BYTES = 50_000  # a params.yaml is about one page; the parser takes a second for so many bytes
 MAX_DEPTH = 10  # levels of nested lists; the parser takes minutes for thousands
 
@@ -51,11 +51,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ChargptError(f"{path}: line {line}: {problem}: it is there twice; keep one of the two lines") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ChargptError(f"{path}: line {line}: not valid YAML: {escape(error.problem)}; {FLAT}") from None
+        raise ChargptError(
+            f"{path}: line {line}: not valid YAML: {escape(error.problem)}; {FLAT.format(path)}"
+        ) from None
     except Exception as error:  # for odd tags and keys, the parser raises errors of many types
-        raise ChargptError(f"{path}: not valid YAML: {escape(error) or type(error).__name__}; {FLAT}") from None
+        raise ChargptError(
+            f"{path}: not valid YAML: {escape(error) or type(error).__name__}; {FLAT.format(path)}"
+        ) from None
     if not isinstance(values, dict):
-        raise ChargptError(f"{path}: found {type(values).__name__}, expected lines of the form `key: value`; {FLAT}")
+        raise ChargptError(
+            f"{path}: found {type(values).__name__}, expected lines of the form `key: value`; {FLAT.format(path)}"
+        )
     return {_name(key): value for key, value in values.items()}
 
 
@@ -72,7 +78,9 @@ def _refuse_bombs(path: Path, text: str) -> None:
             if event.anchor:
                 raise ChargptError(f"{where}: an anchor (&) on a list or mapping; write its values out")
             if depth > MAX_DEPTH:
-                raise ChargptError(f"{where}: lists or mappings are nested more than {MAX_DEPTH} deep; {FLAT}")
+                raise ChargptError(
+                    f"{where}: lists or mappings are nested more than {MAX_DEPTH} deep; {FLAT.format(path)}"
+                )
         elif isinstance(event, CollectionEndEvent):
             depth -= 1
 

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chargpt.app.params_file import PARAMS_FILE, read_yaml
 from chargpt.errors import ChargptError
-from chargpt.params import Params, check_value, show_value
+from chargpt.params import Params, check_params, check_value, show_value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+COMBINATIONS = 1000  # that are tried before a space is taken to be without a valid one
 NAME = r"^[a-z][a-z0-9-]{0,40}$"  # a part of experiments' names and of paths
 Value = bool | int | float | str | None
 Engine = str | dict[str, dict[str, Any]]  # a name of Optuna's, or that name with its arguments
@@ -41,6 +43,8 @@ class Range(BaseModel):
             raise ValueError("log needs a low above 0, and no step")
         if self.step is not None and self.step <= 0:
             raise ValueError("step must be above 0")
+        if isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, int | None):
+            raise ValueError("step must be a whole number, as low and high are")
         return self
 
 
@@ -83,9 +87,27 @@ def load_plan(path: str | Path) -> Plan:
         check_value(key, value, str(path))
     if both := set(plan.space) & set(plan.fixed):
         raise ChargptError(f"{path}: {min(both)} is in space and in fixed; keep only one of them")
+    _require_a_valid_combination(path, plan)
     make_engine("samplers", plan.sampler, path)
     make_engine("pruners", plan.pruner, path)
     return plan
+
+
+def _require_a_valid_combination(path: str | Path, plan: Plan) -> None:
+    """Raise ChargptError if params.yaml would refuse every combination of the values, as far as a few of them tell."""
+    values: dict[str, list[Value]] = {key: [] for key in plan.space}
+    for key, value in _extremes(plan.space):
+        values[key].append(value)
+    present = read_yaml(Path(PARAMS_FILE)) | plan.fixed
+    refused = None
+    for combination in islice(product(*values.values()), COMBINATIONS):
+        try:
+            check_params(present | dict(zip(values, combination, strict=True)), path)
+            return
+        except ChargptError as error:
+            refused = refused or error
+    if refused:
+        raise refused
 
 
 def _extremes(space: Mapping[str, Range | list[Value]]) -> Iterator[tuple[str, Value]]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.app.git import git, remedy, untracked_code
 from chargpt.app.one_line import one_line
-from chargpt.app.outputs import require_clone
+from chargpt.app.outputs import METRICS, require_clone
 from chargpt.app.store import places, relative_remote
 from chargpt.app.sweep.plan import Plan, load_plan
 from chargpt.app.sweep.study import Sweep, abandoned, busy_slots, create, open_sweep, running, spent
 from chargpt.app.sweep.trial import DVC, Stopped, experiment_commit, run_trial
 from chargpt.errors import ChargptError
+from chargpt.files import finite_numbers, read_json
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -46,11 +47,14 @@ class Worker:
         return DelayedSubmission(self)
 
 
-def refusals(path: str | Path) -> Iterator[str]:
+def refusals(path: str | Path, objective: str) -> Iterator[str]:
     """Yield a line for each thing that would make every trial fail or lose its result; the line says what to type.
 
-    path: of the sweep.yaml, which trials do not read.
+    path: of the sweep.yaml, which trials do not read. objective: what it minimizes or maximizes.
     """
+    known = finite_numbers(read_json(METRICS)) if Path(METRICS).is_file() else {}
+    if known and objective not in known:
+        yield f"{path}: objective is {objective}; it must be a key of {METRICS}: use one of {', '.join(known)}"
     if git("remote", "get-url", ORIGIN) is None:
         yield f"no git remote {ORIGIN}, from which trials take the project; type: git remote add {ORIGIN} URL"
         return
@@ -80,7 +84,7 @@ def prepare(path: str | Path) -> Sweep:
     plan = load_plan(path)
     require_clone()
     folder = (SWEEPS / plan.name).absolute()
-    if not (folder / "journal.log").exists() and (lines := list(refusals(path))):
+    if not (folder / "journal.log").exists() and (lines := list(refusals(path, plan.objective))):
         raise ChargptError(*lines)
     url = (git("remote", "get-url", ORIGIN) or "").strip()
     if Path(url).exists():
@@ -98,8 +102,11 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> None:
     jobs: list[Job[None]] = []
     shown: set[int] = set()
     sweep.stop.unlink(missing_ok=True)
+    say(f"sweep {sweep.plan.name}: logs in {sweep.folder}")
     try:
         while True:
+            for job in jobs:
+                require_no_error(job, sweep.folder / "jobs")
             missing = sweep.plan.workers - alive(sweep, jobs)
             if missing > 0 and not spent(sweep) and (not jobs or missing == sweep.plan.workers):
                 jobs += [_start(executor, sweep) for _ in range(missing)]
@@ -111,6 +118,9 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> None:
             if over:
                 return
             time.sleep(LOOK_EVERY_S)
+    except (KeyboardInterrupt, SystemExit):
+        say("stopping; the same command goes on")
+        raise
     finally:
         if sweep.plan.executor == "local":
             sweep.stop.touch()
@@ -126,6 +136,19 @@ def _start(executor: Executor, sweep: Sweep) -> Job[None]:
         return executor.submit(Worker(sweep.folder))
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def require_no_error(job: Job[Any], folder: Path) -> None:
+    """Raise ChargptError if a worker ended by an error of its own; another one would end in the same way.
+
+    folder: of the logs.
+    """
+    from submitit.core.utils import FailedJobError
+
+    error = job.exception() if job.done() else None
+    if isinstance(error, FailedJobError):
+        last = [line for line in str(error).splitlines() if line.strip("- ")][-1]
+        raise ChargptError(f"a worker failed: {one_line(Exception(last))}; look in {folder}")
 
 
 def alive(sweep: Sweep, jobs: Sequence[Job[None]]) -> int:
@@ -152,7 +175,7 @@ def _executor(sweep: Sweep) -> Executor:
     wanted = {"name": job_name(plan), "timeout_min": LONGEST_MIN} | (plan.slurm if plan.executor == "slurm" else {})
     try:
         executor.update_parameters(**wanted)
-    except (NameError, TypeError, ValueError) as error:
+    except (AssertionError, NameError, TypeError, ValueError) as error:
         raise ChargptError(f"slurm: {one_line(error)}; look in submitit's documentation for its parameters") from None
     return executor
 
@@ -187,10 +210,10 @@ def fetch(name: str) -> None:
 
 
 def best(sweep: Sweep) -> str:
-    """A line about the best trial, with the command that applies it."""
+    """A line about the best trial, with the command that applies it. Raises ChargptError if there is none."""
     try:
         trial = sweep.study.best_trial
     except ValueError:
-        return "no trial was completed"
+        raise ChargptError("no trial was completed; look above for the reasons") from None
     name = sweep.experiment(trial.number)
     return f"best: {name}, {sweep.plan.objective} {trial.value:.6f}; next: dvc exp apply {name}"
