@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -147,8 +148,8 @@ def require_no_error(job: Job[Any], folder: Path) -> None:
 
     error = job.exception() if job.done() else None
     if isinstance(error, FailedJobError):
-        last = [line for line in str(error).splitlines() if line.strip("- ")][-1]
-        raise ChargptError(f"a worker failed: {one_line(Exception(last))}; look in {folder}")
+        said = re.findall(r"(?m)^[\w.]*Error\b.*", str(error)) or ["no reason is known"]
+        raise ChargptError(f"a worker failed: {one_line(Exception(said[-1]))}; look in {folder}")
 
 
 def alive(sweep: Sweep, jobs: Sequence[Job[None]]) -> int:
