@@ -62,7 +62,11 @@ def run_trial(sweep: Sweep) -> str:
 def _end(sweep: Sweep, trial: Trial, state: str, value: float | None = None) -> None:
     from optuna.trial import TrialState
 
-    sweep.study.tell(trial, value, state=TrialState[state])
+    try:
+        sweep.study.tell(trial, value, state=TrialState[state])
+    except RuntimeError as error:  # the trial is recorded; a sampler that has tried everything ends Optuna's own loop
+        if "Study.stop" not in str(error):
+            raise
 
 
 def _failed(sweep: Sweep, trial: Trial, name: str, error: ChargptError) -> str:
