@@ -42,6 +42,7 @@ from chargpt.training.loop import (
     wrap,
 )
 from chargpt.training.monitor import ALONE, Monitor, Place, Stopped, Surroundings
+from chargpt.training.optimizers import AdamW
 from chargpt.training.run import Run
 from chargpt.training.schedule import make_schedule
 from chargpt.training.start import continued_model, new_model
@@ -75,7 +76,7 @@ def test_learns_and_records_its_curve(tmp_path: Path) -> None:
 
 def test_exactly_max_iters_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(1))
+    monkeypatch.setattr(AdamW, "step", lambda self: steps.append(1))
     run(params_with(tmp_path, max_iters=7))
     assert len(steps) == 7
 

@@ -128,7 +128,8 @@ def batch_loss(step: int, task: Task) -> Tensor:
     idx, targets = (torch.from_numpy(part[mine]).to(world.device) for part in batch)
     if params.dropout:
         seed = (params.seed * 1_000_003 + step) * world.size + world.rank
-        torch.manual_seed(seed % 2**63)
+        # on a CPU not by torch.manual_seed, which takes a millisecond to tell the devices that are not there
+        (torch.default_generator if world.device.type == "cpu" else torch).manual_seed(seed % 2**63)
     with torch.autocast(world.device.type, task.dtype, enabled=task.dtype != torch.float32):
         logits = task.net(idx)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

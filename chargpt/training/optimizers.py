@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from chargpt.model import GPT
 
@@ -21,7 +22,69 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer:
+    """Groups of parameters with the values for each, and what is remembered of every parameter between updates.
+
+    torch.optim.Optimizer has the same attributes, but imports torch's compiler, which takes a second at each start.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], **values: Any) -> None:
+        self.param_groups: list[dict[str, Any]] = [values | group for group in groups]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+
+class AdamW(Optimizer):
+    """Steps of even size for every number, from averages of its gradient and of the gradient's square.
+
+    groups: each with "params" and "weight_decay", which is decoupled from the gradient.
+    Source: Loshchilov and Hutter 2019; the loop is torch's.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, lr=lr, betas=betas)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        for group in self.param_groups:
+            ps = group["params"]
+            for p in ps:
+                if not self.state[p]:
+                    step = torch.zeros((), device=p.device)
+                    self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            exp_avgs, exp_avg_sqs, steps = (
+                [self.state[p][key] for p in ps] for key in ("exp_avg", "exp_avg_sq", "step")
+            )
+            beta1, beta2 = group["betas"]
+            adamw(
+                ps,
+                [p.grad for p in ps],
+                exp_avgs,
+                exp_avg_sqs,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=1e-8,
+                maximize=False,
+            )
+
+
+class Muon(Optimizer):
     """Gradient descent with momentum that makes the update of each matrix orthogonal.
 
     An orthogonal update has the same size in all directions of the matrix, so no direction learns at the expense of
@@ -40,11 +103,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__([{"params": list(matrices)}], lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update every matrix from its gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -110,7 +173,7 @@ def _product_of_polynomials(A: Tensor) -> Tensor:
     return reduce(torch.matmul, reversed(factors))
 
 
-def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> Sequence[Optimizer]:
     """The optimizers that params.optimizer asks for: [Muon, AdamW] or [AdamW].
 
     Both use the same learning rate, because Muon scales its update to the size of AdamW's. dtype: number format of
@@ -126,8 +189,5 @@ def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> list[torc
         {"params": head if muon else hidden + head, "weight_decay": params.weight_decay},
         {"params": embeddings + vectors, "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=params.lr, betas=(params.beta1, params.beta2), fused=True)
-    optimizers: list[torch.optim.Optimizer] = [adamw]
-    if muon:
-        optimizers.insert(0, Muon(hidden, params.lr, params.momentum, params.weight_decay, dtype))
-    return optimizers
+    others = AdamW(groups, params.lr, (params.beta1, params.beta2))
+    return [Muon(hidden, params.lr, params.momentum, params.weight_decay, dtype), others] if muon else [others]

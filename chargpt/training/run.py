@@ -73,9 +73,7 @@ class Run:
             else:
                 number, _, rest = rest.partition(".")
                 parameter, _, key = rest.rpartition("/")
-                fused_step = key == "step"  # of AdamW: on the GPU if the parameters are
-                state = self.optimizers[int(number)].state[parameters[parameter]]
-                state[key] = tensor.to(device) if not fused_step or device.type == "cuda" else tensor
+                self.optimizers[int(number)].state[parameters[parameter]][key] = tensor.to(device)
         self.model.load_state_dict(parts["model"])
         self.best = parts["best"]
 
