@@ -198,27 +198,41 @@ def commit(folder: Path, message: str) -> None:
         subprocess.run(["git", *IDENTITY, *command], cwd=folder, check=True)
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A toy project, reproduced once and committed, for all tests (and test processes) to copy.
+Shared = Callable[[str, Callable[[Path], None]], Path]
 
-    What `dvc repro` said is in `said.txt` beside it.
-    """
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    folder = shared / "template" / "project"
-    folder.parent.mkdir(exist_ok=True)
-    with locked(folder.parent / "lock"):
-        if not (folder.parent / "said.txt").exists():
-            clone(folder)
-            subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-            commit(folder, "start")
-            done = subprocess.run(
-                ["dvc", "repro"], cwd=folder, env=environment_of(folder.parent), capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            commit(folder, "repro")
-            (folder.parent / "said.txt").write_text(done.stdout + done.stderr)
-    return folder
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
+    """Returns the folder of a name, which the first test process that asks for it has filled with `fill(folder)`."""
+    base = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+
+    def shared(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = base / name
+        with locked(base / f"{name}.lock"):
+            if not (base / f"{name}.filled").exists():
+                folder.mkdir()
+                fill(folder)
+                (base / f"{name}.filled").touch()
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def template(shared: Shared) -> Path:
+    """A toy project, reproduced once and committed, for all tests to copy. What DVC said is in `said.txt` beside it."""
+
+    def fill(folder: Path) -> None:
+        project = folder / "project"
+        clone(project)
+        subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+        commit(project, "start")
+        done = subprocess.run(["dvc", "repro"], cwd=project, env=environment_of(folder), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        commit(project, "repro")
+        (folder / "said.txt").write_text(done.stdout + done.stderr)
+
+    return shared("template", fill) / "project"
 
 
 @contextlib.contextmanager

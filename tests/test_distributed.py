@@ -113,7 +113,7 @@ def test_an_uneven_batch_is_refused(prepared: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single: list[list[float]]) -> None:
     text = (prepared / "params.yaml").read_text()
-    set_value(prepared / "params.yaml", max_iters=1000)
+    set_value(prepared / "params.yaml", max_iters=500)
     status, errors = finish(start(prepared, TWO))
     assert status == 0, errors
     outputs = ("artifacts/model.safetensors", "metrics/curves.tsv")

@@ -23,6 +23,7 @@ import pytest
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
 from tests import fuzzing
+from tests.conftest import Shared
 from tests.fuzzing import TARGETS, fit_sha256, join_model, pack, split_model, unpack
 from tests.pipeline import ROOT
 
@@ -514,21 +515,26 @@ NAMED = {"model": MODELS, "legacy": DIRECTORIES, "params": YAMLS, "text": TEXTS}
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """What the readers say of the named files, all of one kind read by one process."""
-    found = {}
-    for target, cases in NAMED.items():
-        folder = tmp_path_factory.mktemp(target)
-        for name, (make, _) in cases.items():
-            (folder / name).write_bytes(make())
-        answers = run(target, folder, *(folder / name for name in cases))
-        found |= {(target, name): answer for name, answer in zip(cases, answers, strict=True)}
+def outcomes(shared: Shared) -> dict[str, dict[str, str]]:
+    """What the readers say of the named files, by kind and name; all of one kind are read by one process."""
+
+    def fill(folder: Path) -> None:
+        said = {}
+        for target, cases in NAMED.items():
+            (folder / target).mkdir()
+            paths = [folder / target / name for name in cases]
+            for path, (make, _) in zip(paths, cases.values(), strict=True):
+                path.write_bytes(make())
+            said[target] = dict(zip(cases, run(target, folder / target, *paths), strict=True))
+        (folder / "said.json").write_text(json.dumps(said))
+
+    found: dict[str, dict[str, str]] = json.loads((shared("named-files", fill) / "said.json").read_text())
     return found
 
 
 @pytest.mark.parametrize(("target", "name"), [(target, name) for target, cases in NAMED.items() for name in cases])
-def test_named_file(outcomes: dict[tuple[str, str], str], target: str, name: str) -> None:
-    assert re.fullmatch(NAMED[target][name][1], outcomes[target, name]), outcomes[target, name]
+def test_named_file(outcomes: dict[str, dict[str, str]], target: str, name: str) -> None:
+    assert re.fullmatch(NAMED[target][name][1], outcomes[target][name]), outcomes[target][name]
 
 
 @pytest.mark.parametrize("width", [2**30, 2**33, 2**40])

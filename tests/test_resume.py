@@ -16,22 +16,33 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Run, commit, hear_hangups, set_value, write_params
+from tests.conftest import Run, Shared, commit, environment_of, hear_hangups, set_value, write_params
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
 OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
-LONG = {"max_iters": 2000, "eval_interval": 500, "dropout": 0.1}  # a few seconds
+LONG = {"max_iters": 800, "eval_interval": 200, "dropout": 0.1}  # a few seconds
 Start = Callable[..., subprocess.Popen[str]]
 STARTED = [0.0]  # when each process was started; the system's own record of it is coarser
 
 
 @pytest.fixture(scope="module")
-def reference(repo: Path, run: Run) -> dict[str, str]:
-    """Hashes of an uninterrupted run's outputs."""
-    write_params(repo / "params.yaml", corpus="data/mine.txt", prompt="9", **LONG)
-    run("dvc", "repro")
-    commit(repo, "reference")
-    assert not states(repo), "a completed run leaves no state"
+def repo(shared: Shared, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the toy project after an uninterrupted run of some seconds."""
+
+    def fill(folder: Path) -> None:
+        project = shutil.copytree(template, folder / "project", symlinks=True)
+        write_params(project / "params.yaml", corpus="data/mine.txt", prompt="9", **LONG)
+        subprocess.run(["dvc", "repro"], cwd=project, env=environment_of(folder), check=True, capture_output=True)
+        assert not states(project), "a completed run leaves no state"
+        commit(project, "reference")
+
+    reference = shared("reference", fill) / "project"
+    return Path(shutil.copytree(reference, tmp_path_factory.mktemp("copy") / "repo", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def reference(repo: Path) -> dict[str, str]:
+    """Hashes of the uninterrupted run's outputs."""
     return hashes(repo)
 
 
@@ -44,7 +55,7 @@ def start(repo: Path, environment: dict[str, str]) -> Start:
         return subprocess.Popen(
             command or ("dvc", "repro", "-f", "-s", "--no-run-cache", "train"),
             cwd=repo,
-            env=environment | {"CHARGPT_SAVE_EVERY_S": "0.02"} | changes,
+            env=environment | {"CHARGPT_SAVE_EVERY_S": "0.1"} | changes,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -103,7 +114,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def kill_after_a_save(repo: Path, start: Start, later_s: float = 0) -> tuple[int, str]:
     """SIGKILL the trainer some time after it saved its state; what DVC then returned and printed."""
-    process = start()
+    process = start(CHARGPT_SAVE_EVERY_S="0.02")
     wait_for_save(repo)
     time.sleep(later_s)
     for trainer in trainers(repo):
@@ -266,7 +277,7 @@ def test_a_changed_parameter_starts_afresh(repo: Path, start: Start, run: Run, r
 
 def test_a_queued_experiment_resumes(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
     """`--temp` runs in a directory of its own, which is gone after a kill; the state is in the main repository."""
-    command = ("dvc", "exp", "run", "--temp", "-C", "data/mine.txt", "-S", "lr=0.02", "-S", "max_iters=1000")
+    command = ("dvc", "exp", "run", "--temp", "-C", "data/mine.txt", "-S", "lr=0.02", "-S", "max_iters=500")
     shutil.rmtree(repo / ".dvc/tmp/chargpt", ignore_errors=True)
     process = start(*command)
     wait_for(lambda: states(repo))

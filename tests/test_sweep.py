@@ -245,7 +245,7 @@ def kill(processes: list[psutil.Process], number: int) -> None:
 @pytest.mark.parametrize("how", ["everything", "worker", "terminal"])
 def test_nothing_is_lost(project: Project, how: str) -> None:
     """Kill all processes, only a worker, or press Ctrl-C: the same command goes on where each training was."""
-    project.publish(max_iters=6000, eval_interval=2000)
+    project.publish(max_iters=2000, eval_interval=1000)
     project.plan(trials=2)
     environment = project.environment | {"CHARGPT_SAVE_EVERY_S": "0.2"}
     with (project.home.parent / "out").open("w") as out:
