@@ -57,7 +57,7 @@ def test_without_a_model_it_says_what_makes_one(tmp_path: Path, command: str) ->
     done = chargpt(command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "error: artifacts/model.safetensors: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it\n"
+        "error: artifacts/model.safetensors: no such file; type: dvc repro --pull (which fetches it, or makes it)\n"
     )
     assert list(tmp_path.iterdir()) == []
 

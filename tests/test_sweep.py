@@ -45,11 +45,14 @@ def write(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "A b"}, "name is 'A b': String should match pattern"),
+        (
+            {"name": "A b"},
+            "name is 'A b'; it must be up to 41 of a-z, 0-9 and -, a letter first; look in docs/sweeps.md",
+        ),
         ({"trials": None}, "trials or minutes must say when the sweep ends"),
-        ({"trials": 0}, "trials is 0: Input should be greater than or equal to 1"),
-        ({"nope": 1}, "nope is 1: Extra inputs are not permitted"),
-        ({"space": {}}, r"space is \{\}: Dictionary should have at least 1 item"),
+        ({"trials": 0}, "trials is 0; it must be a whole number, >= 1"),
+        ({"nope": 1}, "unknown key 'nope'; the keys are name, trials"),
+        ({"space": {}}, r"space is \{\}; it must be at least one parameter, each with \{low"),
         ({"space": {"learning_rate": [1]}}, "learning_rate is no parameter; use those of params.yaml"),
         ({"space": {"lr": {"low": 0.0, "high": 1.0}}}, "lr is 0.0; it must be a number, > 0, <= 10"),
         ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be a whole number"),
@@ -68,7 +71,10 @@ def write(path: Path, **changes: Any) -> Path:
         ({"sampler": {"TPESampler": {"nope": 1}}}, "sampler TPESampler: .*nope.*; look in Optuna's documentation"),
         ({"pruner": "BaseSampler"}, "pruner is 'BaseSampler'; try one of .*MedianPruner"),
         ({"pruner": "MedianPruner", "objective": "perplexity"}, "the objective must be val_loss"),
-        ({"direction": "up"}, "direction is 'up': Input should be 'minimize' or 'maximize'"),
+        ({"space": {"lr": {"low": 1}}}, r"space.lr is \{'low': 1\}; it must be \{low: ..., high: ...\} with numbers"),
+        ({"space": {"lr": []}}, r"space.lr is \[\]; it must be .* or a list of values"),
+        ({"pruner": None}, "pruner is None; it must be a name of Optuna's, perhaps with arguments; NopPruner for none"),
+        ({"direction": "up"}, "direction is 'up'; it must be minimize or maximize"),
     ],
 )
 def test_a_plan_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ def require_outputs(*names: str) -> None:
     """Raise ChargptError that says how to make or fetch the first of these outputs that does not exist."""
     for name in names:
         if not Path(name).exists():
-            raise ChargptError(f"{name}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+            raise ChargptError(f"{name}: no such file; type: dvc repro --pull (which fetches it, or makes it)")
 
 
 def refuse_inputs(output: Path | None) -> None:

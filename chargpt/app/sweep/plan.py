@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COMBINATIONS = 1000  # that are tried before a space is taken to be without a valid one
 NAME = r"^[a-z][a-z0-9-]{0,40}$"  # a part of experiments' names and of paths
+ENTRY = "{low: ..., high: ...} with numbers, perhaps log: true or step: ..., or a list of values"
 Value = bool | int | float | str | None
 Engine = str | dict[str, dict[str, Any]]  # a name of Optuna's, or that name with its arguments
 
@@ -49,22 +50,24 @@ class Range(BaseModel):
 
 
 class Plan(BaseModel):
-    """The content of a sweep.yaml."""
+    """The content of a sweep.yaml. The descriptions end messages that begin with "it must be"."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    name: Annotated[str, Field(pattern=NAME)]
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    minutes: Annotated[float, Field(gt=0)] | None = None
-    space: Annotated[dict[str, Range | Annotated[list[Value], Field(min_length=1)]], Field(min_length=1)]
-    fixed: dict[str, Value] = {}
-    objective: str = "val_loss"
-    direction: Literal["minimize", "maximize"] = "minimize"
-    sampler: Engine = "TPESampler"
-    pruner: Engine = "NopPruner"
-    executor: Literal["local", "slurm"] = "local"
-    workers: Annotated[int, Field(ge=1, le=1000)] = 1
-    slurm: dict[str, Any] = {}
+    name: str = Field(pattern=NAME, description="up to 41 of a-z, 0-9 and -, a letter first")
+    trials: int | None = Field(None, ge=1, le=1_000_000, description="a whole number, >= 1, <= 1000000")
+    minutes: float | None = Field(None, gt=0, description="a number, > 0")
+    space: dict[str, Range | Annotated[list[Value], Field(min_length=1)]] = Field(
+        min_length=1, description=f"at least one parameter, each with {ENTRY}"
+    )
+    fixed: dict[str, Value] = Field({}, description="parameters, each with a value")
+    objective: str = Field("val_loss", description="the name of a metric")
+    direction: Literal["minimize", "maximize"] = Field("minimize", description="minimize or maximize")
+    sampler: Engine = Field("TPESampler", description="a name of Optuna's, perhaps with arguments")
+    pruner: Engine = Field("NopPruner", description="a name of Optuna's, perhaps with arguments; NopPruner for none")
+    executor: Literal["local", "slurm"] = Field("local", description="local or slurm")
+    workers: int = Field(1, ge=1, le=1000, description="a whole number, >= 1, <= 1000")
+    slurm: dict[str, Any] = Field({}, description="submitit's parameters, each with a value")
 
     @model_validator(mode="after")
     def _ends(self) -> Plan:
@@ -77,10 +80,11 @@ class Plan(BaseModel):
 
 def load_plan(path: str | Path) -> Plan:
     """Read and check a sweep.yaml. Raises ChargptError with one line per problem."""
+    content = read_yaml(Path(path))
     try:
-        plan = Plan.model_validate(read_yaml(Path(path)))
+        plan = Plan.model_validate(content)
     except ValidationError as error:
-        raise ChargptError(*_lines(path, error)) from None
+        raise ChargptError(*_lines(path, content, error)) from None
     for key, value in [*_extremes(plan.space), *plan.fixed.items()]:
         if key not in Params.model_fields:
             raise ChargptError(f"{path}: {key} is no parameter; use those of {PARAMS_FILE}")
@@ -117,20 +121,26 @@ def _extremes(space: Mapping[str, Range | list[Value]]) -> Iterator[tuple[str, V
             yield key, value
 
 
-def _lines(path: str | Path, error: ValidationError) -> list[str]:
-    """A line for each key. Where a value is neither a range nor a list, what it resembles more counts."""
-    worst: dict[str, dict[str, Any]] = {}
+def _lines(path: str | Path, content: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """A line for each key of the file, and of the space."""
+    lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        parts = [str(part) for part in problem["loc"] if str(part).isidentifier() and part not in ("Range", "list")]
-        where = ".".join(parts[:2])
-        if where not in worst or len(problem["loc"]) > len(worst[where]["loc"]):
-            worst[where] = dict(problem)
-    lines = []
-    for where, chosen in list(worst.items())[:4]:
-        found = "" if chosen["type"] in ("missing", "value_error") else f" is {show_value(chosen['input'])}"
-        what = chosen["msg"].removeprefix("Value error, ")
-        lines.append(f"{path}: {where + found + ': ' if where else ''}{what}; look in docs/sweeps.md")
-    return lines
+        key, entry = (*map(str, problem["loc"]), "", "")[:2]
+        in_space = key == "space" and bool(entry)
+        where = f"space.{entry}" if in_space else key
+        if problem["type"] == "value_error":  # says more than that the value is no list either
+            lines[where] = f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}"
+            continue
+        if in_space:
+            what = f"{where} is {show_value(content[key][entry])}; it must be {ENTRY}"
+        elif key not in Plan.model_fields:
+            what = f"unknown key {show_value(key)}; the keys are {', '.join(Plan.model_fields)}"
+        elif problem["type"] == "missing":
+            what = f"key {key} is missing; it must be {Plan.model_fields[key].description}"
+        else:
+            what = f"{key} is {show_value(content[key])}; it must be {Plan.model_fields[key].description}"
+        lines.setdefault(where, what)
+    return [f"{path}: {line}; look in docs/sweeps.md" for line in list(lines.values())[:4]]
 
 
 def make_engine(
