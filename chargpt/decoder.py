@@ -58,8 +58,11 @@ def place(model: ModelFile, device: str) -> Model:
     `auto` takes the processor for a small model, which writes fastest there, and otherwise a GPU if there is one.
     Raises ChargptError if the device is not available.
     """
-    if device in ("auto", "cpu") and model.config.parameters <= LARGEST_COMPILED:
-        return model
+    small = model.config.parameters <= LARGEST_COMPILED
+    return model if small and device in ("auto", "cpu") else _torch_model(model, device)
+
+
+def _torch_model(model: ModelFile, device: str) -> GPT:
     from chargpt.device import pick_device
     from chargpt.model import GPT
 
@@ -68,15 +71,12 @@ def place(model: ModelFile, device: str) -> Model:
 
 def make_decoder(model: Model, batch_size: int) -> Decoder:
     """The fastest decoder for the model's device and size."""
-    small = model.config.parameters <= LARGEST_COMPILED
-    if isinstance(model, ModelFile):
-        if small:
+    if model.config.parameters <= LARGEST_COMPILED:
+        if isinstance(model, ModelFile):
             return CompiledDecoder(model.config, model.weights, batch_size)
-        model = place(model, "cpu")
-        assert not isinstance(model, ModelFile)
-    elif small and model.wte.weight.device.type == "cpu":
-        return CompiledDecoder(model.config, model.arrays(), batch_size)
-    return TorchDecoder(model, batch_size)
+        if model.wte.weight.device.type == "cpu":
+            return CompiledDecoder(model.config, model.arrays(), batch_size)
+    return TorchDecoder(_torch_model(model, "cpu") if isinstance(model, ModelFile) else model, batch_size)
 
 
 class TorchDecoder:

@@ -60,6 +60,7 @@ def _pictures(sweep: Sweep) -> Iterator[tuple[str, str]]:
     ]
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context({"svg.hashsalt": sweep.plan.name}):
         from matplotlib import pyplot
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         for title, way in ways:
             try:
@@ -67,7 +68,12 @@ def _pictures(sweep: Sweep) -> Iterator[tuple[str, str]]:
             except (ValueError, RuntimeError):  # too few trials for this picture
                 continue
             figure = pyplot.gcf()
-            figure.set_size_inches(9, 4.5)
+            figure.set_size_inches(max(9, 2 * len(figure.axes)), 4.5)
+            for axes in figure.axes:
+                if axes.get_xscale() == "log":  # Optuna's labels overlap
+                    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                    axes.xaxis.set_major_formatter("{x:g}")
+                    axes.xaxis.set_minor_formatter(NullFormatter())
             image = io.StringIO()
             figure.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
             pyplot.close("all")
