@@ -174,7 +174,7 @@ def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> Non
     assert done.returncode == 1 and "sweep toy: space changed since its first trial" in done.stderr
 
 
-@pytest.mark.sweep
+@pytest.mark.system
 def test_failures_and_pruning(project: Project) -> None:
     """A trial that cannot run says why, and the others go on; a pruner stops trainings by their curve."""
     project.plan(space={"n_head": [2, 3]}, sampler="BruteForceSampler", trials=2, workers=1)
@@ -246,7 +246,7 @@ def kill(processes: list[psutil.Process], number: int) -> None:
     psutil.wait_procs(processes, timeout=60)
 
 
-@pytest.mark.sweep
+@pytest.mark.system
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["everything", "worker", "terminal"])
 def test_nothing_is_lost(project: Project, how: str) -> None:
@@ -348,7 +348,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.sweep
+@pytest.mark.system
 @pytest.mark.timeout(400)
 def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Project, slurm: Path) -> None:
     """Before its time is over, a job saves its training and is queued again. A new job goes on if it is cancelled.
@@ -356,7 +356,7 @@ def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Pr
     A node's daemon that dies and starts again loses no job. The model has the bytes of an uninterrupted training.
     """
     project.environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    project.publish(max_iters=20_000, eval_interval=10_000)
+    project.publish(max_iters=12_000, eval_interval=6_000)
     limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 30, "cpus_per_task": 1}
     project.plan(executor="slurm", trials=1, workers=1, slurm=limits)
     log = project.folder / "toy-0.log"
