@@ -74,6 +74,20 @@ def write(path: Path, **changes: Any) -> Path:
         ({"space": {"lr": {"low": 1}}}, r"space.lr is \{'low': 1\}; it must be \{low: ..., high: ...\} with numbers"),
         ({"space": {"lr": []}}, r"space.lr is \[\]; it must be .* or a list of values"),
         ({"pruner": None}, "pruner is None; it must be a name of Optuna's, perhaps with arguments; NopPruner for none"),
+        ({"space": {1: [2]}}, "space.1: 1 is no parameter; use those of params.yaml"),
+        ({"space": {None: [2]}}, "space.None: .* is no parameter"),
+        ({"sampler": {"TPESampler": {}, "RandomSampler": {}}}, "sampler is .*; it must be a name of Optuna's, perhaps"),
+        ({"sampler": {"GridSampler": {"search_space": 3}}}, "sampler GridSampler: .*; look in Optuna's documentation"),
+        (
+            {"sampler": {"TPESampler": {"n_startup_trials": "many"}}},
+            "TPESampler fails with this space: .*; look in Opt",
+        ),
+        (
+            {"sampler": {"PartialFixedSampler": {"fixed_params": {"lr": 0.01}, "base_sampler": "TPESampler"}}},
+            "PartialFixedSampler fails with this space: ",
+        ),
+        ({"space": {"lr": {"low": 0.1, "high": 0.2, "step": 1e-320}}}, "TPESampler fails with this space: "),
+        ({"fixed": {"prompt": "a\0"}}, "prompt holds the character 0, which no command can be given; leave it out"),
         ({"direction": "up"}, "direction is 'up'; it must be minimize or maximize"),
     ],
 )
@@ -84,7 +98,13 @@ def test_a_plan_is_refused(tmp_path: Path, changes: dict[str, Any], message: str
 
 def test_values_reach_dvc_as_they_are() -> None:
     override = plan.override
-    assert override("lr", 0.0123456789) == "lr=0.0123457"
+    made = plan.Plan(**PLAN | {"fixed": {"beta2": 0.987654321}})
+    assert plan.overrides(made, {"lr": 0.0123456789, "n_layer": 2}) == [
+        "beta2=0.987654321",
+        "lr=0.0123457",
+        "n_layer=2",
+    ]
+    assert plan.overrides(made, {"lr": 0.04999999999}) == ["beta2=0.987654321", "lr=0.05"]
     assert override("lr", 1e-5) == "lr=1e-05"
     assert [override("top_k", None), override("compile", True), override("n_layer", 2)] == [
         "top_k=null",
@@ -92,6 +112,31 @@ def test_values_reach_dvc_as_they_are() -> None:
         "n_layer=2",
     ]
     assert override("prompt", "it's, \\ [a]") == "prompt='it\\'s, \\\\ [a]'"
+
+
+def test_whole_bounds_of_a_number_that_need_not_be_whole() -> None:
+    space = {"weight_decay": {"low": 0, "high": 1}, "n_layer": {"low": 1, "high": 3}}
+    made = plan.distributions(plan.Plan(**PLAN | {"space": space}))
+    assert {name: type(values).__name__ for name, values in made.items()} == {
+        "weight_decay": "FloatDistribution",
+        "n_layer": "IntDistribution",
+    }
+
+
+def test_a_grid_is_walked_once() -> None:
+    """Each trial makes its sampler anew."""
+    import optuna
+
+    grid = {"GridSampler": {"search_space": {"n_layer": [1, 2, 3, 4]}, "seed": 5}}
+    study = optuna.create_study()
+    seen = []
+    for number in range(4):
+        study.sampler = plan.make_engine("samplers", grid, seed_plus=number)
+        trial = study.ask()
+        seen.append(trial.suggest_categorical("n_layer", [1, 2, 3, 4]))
+        with contextlib.suppress(RuntimeError):
+            study.tell(trial, 0.0)
+    assert sorted(seen) == [1, 2, 3, 4]
 
 
 class Project:
@@ -167,11 +212,34 @@ def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> Non
     assert text.count("<svg") >= 3 and all(name in text for name in outcomes) and "http://" not in text.split("<svg")[0]
     # the plan of a sweep that has begun: the budget may grow, the space may not
     project("git", "checkout", "-q", "--", ".")
+    for slot in project.folder.glob("slots/*.intact"):  # as a kill at a bad moment leaves the clones
+        slot.unlink()
+        broken = slot.with_suffix("")
+        (broken / ".git/index.lock").touch()
+        (broken / "params.yaml").write_text("")
+        (broken / "dvc.lock").write_text("{")
+        (broken / ".dvc/tmp/exps/rwlock").write_text("")
     project.plan(trials=9)
     assert set(project.shown()) == {f"toy-{i}" for i in range(9)}
     project.plan(space={"lr": [0.1]})
     done = project("chargpt", "sweep", "mine.yaml", check=False)
     assert done.returncode == 1 and "sweep toy: space changed since its first trial" in done.stderr
+    # the names are taken, and what a report needs is not there
+    shutil.move(project.folder, tmp_path / "moved")
+    done = project("chargpt", "sweep", "mine.yaml", check=False)
+    taken = "has an experiment toy-0 already; give the sweep another name"
+    assert (done.returncode, done.stderr) == (1, f"error: origin {taken}\nerror: this project {taken}\n"), done.stderr
+    done = project("chargpt", "sweep", "mine.yaml", "--report", str(page), check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: sweep toy: it has no trial yet; type: chargpt sweep mine.yaml\n",
+    )
+    assert not project.folder.exists()
+    journal = tmp_path / "moved/journal.log"
+    with journal.open("a") as file:
+        file.write("junk\n")
+    done = project("chargpt", "trial", str(journal.parent), check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {journal}: a damaged line"), done.stderr
 
 
 @pytest.mark.system
@@ -183,6 +251,21 @@ def test_failures_and_pruning(project: Project) -> None:
         "n_embd=8 is not a multiple of n_head=3" in path.read_text() for path in project.folder.glob("toy-*.log")
     )
     assert sum(outcome.startswith("val_loss") for outcome in outcomes.values()) == 1
+    # an origin that cannot be reached is no fault of the trial, which then goes on
+    away = project.home.parent / "away.git"
+    project.plan(name="away", space={"lr": [0.01]}, sampler="BruteForceSampler", trials=1, workers=1)
+    with (project.home.parent / "out").open("w") as out:
+        process = subprocess.Popen(
+            ["chargpt", "sweep", "mine.yaml"], cwd=project.home, env=project.environment, stdout=out, stderr=out
+        )
+        while not (project.home / ".dvc/tmp/sweeps/away").exists():
+            time.sleep(0.01)
+        (project.home.parent / "origin.git").rename(away)
+        assert process.wait(200) == 1
+    said = (project.home.parent / "out").read_text()
+    assert re.search(r"error: a worker failed: fatal: .*origin.git.* look in ", said), said
+    away.rename(project.home.parent / "origin.git")
+    assert re.search("^away-0: .*: val_loss", project("chargpt", "sweep", "mine.yaml").stdout, re.MULTILINE)
     project.publish(max_iters=100_000)
     project.plan(name="pruned", pruner={"ThresholdPruner": {"upper": 0.1}}, trials=1, workers=1)
     done = project("chargpt", "sweep", "mine.yaml", check=False)
@@ -251,8 +334,9 @@ def kill(processes: list[psutil.Process], number: int) -> None:
 @pytest.mark.parametrize("how", ["everything", "worker", "terminal"])
 def test_nothing_is_lost(project: Project, how: str) -> None:
     """Kill all processes, only a worker, or press Ctrl-C: the same command goes on where each training was."""
+    number = 2 if how == "everything" else 1
     project.publish(max_iters=2000, eval_interval=1000)
-    project.plan(trials=2)
+    project.plan(trials=number, workers=number)
     environment = project.environment | {"CHARGPT_SAVE_EVERY_S": "0.2"}
     with (project.home.parent / "out").open("w") as out:
         first = subprocess.Popen(
@@ -266,7 +350,7 @@ def test_nothing_is_lost(project: Project, how: str) -> None:
         )
     states = project.folder / "slots"
     deadline = time.monotonic() + 200
-    while len(list(states.glob("*/.dvc/tmp/chargpt/*/*.safetensors"))) < 2:
+    while len(list(states.glob("*/.dvc/tmp/chargpt/*/*.safetensors"))) < number:
         assert time.monotonic() < deadline and first.poll() is None, (project.home.parent / "out").read_text()
         time.sleep(0.1)
     family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
@@ -281,7 +365,7 @@ def test_nothing_is_lost(project: Project, how: str) -> None:
         assert first.wait(60) == 130
         assert not [process for process in family if process.is_running()]
     outcomes = project.shown()
-    assert set(outcomes) == {"toy-0", "toy-1"}
+    assert set(outcomes) == {f"toy-{i}" for i in range(number)}
     assert all(outcome.startswith("val_loss") for outcome in outcomes.values()), outcomes
     if how != "worker":  # there, DVC went on without its worker
         for name in outcomes:

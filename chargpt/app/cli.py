@@ -341,7 +341,7 @@ def sweep(
     from chargpt.app.sweep.submit import best, prepare, run
 
     refuse_inputs(report)
-    begun = prepare(plan)
+    begun = prepare(plan, new=report is None)
     if report is not None:
         from chargpt.app.sweep.page import write_page
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from chargpt.app.one_line import one_line
 from chargpt.app.params_file import PARAMS_FILE, read_yaml
 from chargpt.errors import ChargptError
-from chargpt.params import Params, check_params, check_value, show_value
+from chargpt.params import Params, allowed, check_params, check_value, show_value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+REHEARSED = 12  # trials; samplers begin with some at random, ten at the most
 COMBINATIONS = 1000  # that are tried before a space is taken to be without a valid one
 NAME = r"^[a-z][a-z0-9-]{0,40}$"  # a part of experiments' names and of paths
 ENTRY = "{low: ..., high: ...} with numbers, perhaps log: true or step: ..., or a list of values"
 Value = bool | int | float | str | None
-Engine = str | dict[str, dict[str, Any]]  # a name of Optuna's, or that name with its arguments
+# a name of Optuna's, or that name with its arguments
+Engine = str | Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]
 
 
 class Range(BaseModel):
@@ -89,12 +92,32 @@ def load_plan(path: str | Path) -> Plan:
         if key not in Params.model_fields:
             raise ChargptError(f"{path}: {key} is no parameter; use those of {PARAMS_FILE}")
         check_value(key, value, str(path))
+        if isinstance(value, str) and "\0" in value:
+            raise ChargptError(f"{path}: {key} holds the character 0, which no command can be given; leave it out")
     if both := set(plan.space) & set(plan.fixed):
         raise ChargptError(f"{path}: {min(both)} is in space and in fixed; keep only one of them")
     _require_a_valid_combination(path, plan)
-    make_engine("samplers", plan.sampler, path)
     make_engine("pruners", plan.pruner, path)
+    _try_sampler(path, plan)
     return plan
+
+
+def _try_sampler(path: str | Path, plan: Plan) -> None:
+    """Raise ChargptError if the sampler cannot choose values from this space: it may lack a package, for example."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = make_engine("samplers", plan.sampler, path)
+    study = optuna.create_study(sampler=sampler, direction=plan.direction)
+    try:
+        for loss in range(REHEARSED):
+            with suppress(RuntimeError), warnings.catch_warnings(action="ignore"):  # every combination has been chosen
+                study.tell(study.ask(distributions(plan)), float(loss))
+    except Exception as error:  # of many types, by the sampler
+        raise ChargptError(
+            f"{path}: {type(sampler).__name__} fails with this space: {one_line(error) or type(error).__name__};"
+            " look in Optuna's documentation"
+        ) from None
 
 
 def _require_a_valid_combination(path: str | Path, plan: Plan) -> None:
@@ -125,13 +148,16 @@ def _lines(path: str | Path, content: Mapping[str, Any], error: ValidationError)
     """A line for each key of the file, and of the space."""
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        key, entry = (*map(str, problem["loc"]), "", "")[:2]
-        in_space = key == "space" and bool(entry)
+        first, entry = (*problem["loc"], "", "")[:2]
+        key = str(first)
+        in_space = key == "space" and entry != ""
         where = f"space.{entry}" if in_space else key
         if problem["type"] == "value_error":  # says more than that the value is no list either
             lines[where] = f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}"
             continue
-        if in_space:
+        if problem["loc"][-1:] == ("[key]",):
+            what = f"{where}: {show_value(entry)} is no parameter; use those of {PARAMS_FILE}"
+        elif in_space:
             what = f"{where} is {show_value(content[key][entry])}; it must be {ENTRY}"
         elif key not in Plan.model_fields:
             what = f"unknown key {show_value(key)}; the keys are {', '.join(Plan.model_fields)}"
@@ -153,7 +179,7 @@ def make_engine(
     import optuna
 
     name, arguments = (engine, {}) if isinstance(engine, str) else next(iter(engine.items()), ("", {}))
-    if isinstance(arguments.get("seed"), int):
+    if isinstance(arguments.get("seed"), int) and name != "GridSampler":  # its seed is the order of the grid
         arguments = arguments | {"seed": arguments["seed"] + seed_plus}
     module = getattr(optuna, kind)
     known = [
@@ -164,9 +190,9 @@ def make_engine(
     try:
         with warnings.catch_warnings(action="ignore"):  # that an engine is new
             return getattr(module, name)(**arguments)
-    except (TypeError, ValueError, ImportError) as error:
+    except Exception as error:  # of many types, by an engine that was given wrong arguments
         raise ChargptError(
-            f"{path}: {kind[:-1]} {name}: {str(error).splitlines()[0]}; look in Optuna's documentation"
+            f"{path}: {kind[:-1]} {name}: {one_line(error) or type(error).__name__}; look in Optuna's documentation"
         ) from None
 
 
@@ -178,17 +204,29 @@ def distributions(plan: Plan) -> dict[str, BaseDistribution]:
     for key, values in plan.space.items():
         if isinstance(values, list):
             made[key] = CategoricalDistribution(values)
-        elif isinstance(values.low, int) and isinstance(values.high, int):
-            made[key] = IntDistribution(values.low, values.high, log=values.log, step=int(values.step or 1))
+        elif allowed(key).startswith("a whole number"):
+            made[key] = IntDistribution(int(values.low), int(values.high), log=values.log, step=int(values.step or 1))
         else:
             made[key] = FloatDistribution(values.low, values.high, log=values.log, step=values.step)
     return made
 
 
+def overrides(plan: Plan, chosen: Mapping[str, Value]) -> list[str]:
+    """What a trial changes, as `dvc exp run -S` takes it. chosen: by the sampler, a value for each key of the space.
+
+    Numbers from a range keep six digits, so that they can be read and typed.
+    """
+    values = dict(plan.fixed)
+    for key, value in chosen.items():
+        between = plan.space[key]
+        if isinstance(between, Range) and isinstance(value, float):
+            value = min(max(float(f"{value:.6g}"), between.low), between.high)
+        values[key] = value
+    return [override(key, value) for key, value in values.items()]
+
+
 def override(key: str, value: Value) -> str:
-    """`key=value` as `dvc exp run -S` takes it. Numbers keep six digits, so that they can be read and typed."""
-    if isinstance(value, float) and math.isfinite(value):
-        value = float(f"{value:.6g}")
+    """`key=value` as `dvc exp run -S` takes it."""
     return f"{key}={json.dumps(value) if not isinstance(value, str) else _quoted(value)}"
 
 

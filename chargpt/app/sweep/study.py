@@ -59,31 +59,56 @@ class Sweep:
 def create(folder: Path, plan: Plan, git_url: str, baseline: str, cache: Path) -> Sweep:
     """Create a sweep, or open the one in this directory. The budget and the number of workers may have changed.
 
-    Raises ChargptError if something else has changed.
+    Before the first trial, everything may have changed. Raises ChargptError if something else has changed after it.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "create.lock"):
+    with locked(folder / "create.lock"), _readable(folder):
+        if not has_begun(folder):
+            (folder / JOURNAL).unlink(missing_ok=True)
         study = optuna.create_study(
             storage=_storage(folder), study_name=plan.name, direction=plan.direction, load_if_exists=True
         )
-        free = {"trials", "minutes", "executor", "workers", "slurm"}
-        if before := study.user_attrs.get(PLAN):
-            old = Plan.model_validate_json(before)
-            if old.model_dump(exclude=free) != plan.model_dump(exclude=free):
-                changed = [key for key in type(plan).model_fields if getattr(old, key) != getattr(plan, key)]
+        if begun := study.get_trials(deepcopy=False):
+            old = Plan.model_validate_json(study.user_attrs[PLAN])
+            free = {"trials", "minutes", "executor", "workers", "slurm"}
+            changed = [key for key in type(plan).model_fields if getattr(old, key) != getattr(plan, key)]
+            if fixed := [key for key in changed if key not in free]:
                 raise ChargptError(
-                    f"sweep {plan.name}: {', '.join(set(changed) - free)} changed since its first trial; give the new"
-                    f" sweep another name, or remove the old one: rm -r {folder}"
+                    f"sweep {plan.name}: {', '.join(fixed)} changed since its first trial; give the new sweep another"
+                    " name"
                 )
-        else:
-            for key, value in ((GIT_URL, git_url), (BASELINE, baseline), (CACHE, str(cache))):
+        about = {PLAN: plan.model_dump_json()}
+        if not begun:
+            about |= {GIT_URL: git_url, BASELINE: baseline, CACHE: str(cache)}
+        for key, value in about.items():
+            if study.user_attrs.get(key) != value:
                 study.set_user_attr(key, value)
-        if before != plan.model_dump_json():
-            study.set_user_attr(PLAN, plan.model_dump_json())
     return open_sweep(folder)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the sweep in a directory has a trial."""
+    if not (folder / JOURNAL).is_file():
+        return False
+    with _readable(folder):
+        storage = _storage(folder)
+        return any(storage.get_n_trials(study._study_id) for study in storage.get_all_studies())
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raise ChargptError in place of the errors that Optuna raises for a damaged journal."""
+    try:
+        yield
+    except ChargptError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise ChargptError(
+            f"{folder / JOURNAL}: a damaged line; restore the file, or give the sweep another name"
+        ) from None
 
 
 def open_sweep(folder: Path) -> Sweep:
@@ -94,13 +119,15 @@ def open_sweep(folder: Path) -> Sweep:
     folder = folder.absolute()
     if not (folder / JOURNAL).is_file():
         raise ChargptError(f"{folder}: not the directory of a sweep; type: chargpt sweep sweep.yaml")
-    storage = _storage(folder)
-    name = storage.get_all_studies()[0].study_name
-    study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler())
-    plan = Plan.model_validate_json(study.user_attrs[PLAN])
-    sampler = make_engine("samplers", plan.sampler, seed_plus=len(study.get_trials(deepcopy=False)))
-    pruner = make_engine("pruners", plan.pruner)
-    return Sweep(folder, optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner), plan)
+    with _readable(folder):
+        storage = _storage(folder)
+        name = storage.get_all_studies()[0].study_name
+        study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler())
+        plan = Plan.model_validate_json(study.user_attrs[PLAN])
+        study.user_attrs[BASELINE], study.user_attrs[GIT_URL], study.user_attrs[CACHE]
+        sampler = make_engine("samplers", plan.sampler, seed_plus=len(study.get_trials(deepcopy=False)))
+        pruner = make_engine("pruners", plan.pruner)
+        return Sweep(folder, optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner), plan)
 
 
 def _storage(folder: Path):  # type: ignore[no-untyped-def]

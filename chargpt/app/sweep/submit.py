@@ -16,8 +16,8 @@ from chargpt.app.one_line import one_line
 from chargpt.app.outputs import METRICS, require_clone
 from chargpt.app.store import places, relative_remote
 from chargpt.app.sweep.plan import Plan, load_plan
-from chargpt.app.sweep.study import Sweep, abandoned, busy_slots, create, open_sweep, running, spent
-from chargpt.app.sweep.trial import DVC, Stopped, experiment_commit, run_trial
+from chargpt.app.sweep.study import Sweep, abandoned, busy_slots, create, has_begun, open_sweep, running, spent
+from chargpt.app.sweep.trial import DVC, ORIGIN, Stopped, experiment_commit, run_trial
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SWEEPS = Path(".dvc/tmp/sweeps")
 LOOK_EVERY_S = 2.0
-ORIGIN = "origin"
 LONGEST_MIN = 30 * 24 * 60  # minutes that a worker may take; for Slurm, the plan may name fewer
 
 
@@ -37,8 +36,9 @@ class Worker:
         self.folder = folder
 
     def __call__(self) -> None:
+        since = time.time()
         with suppress(Stopped):
-            while run_trial(open_sweep(self.folder)):
+            while run_trial(open_sweep(self.folder), since):
                 pass
 
     def checkpoint(self) -> Any:
@@ -48,17 +48,25 @@ class Worker:
         return DelayedSubmission(self)
 
 
-def refusals(path: str | Path, objective: str) -> Iterator[str]:
+def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
     """Yield a line for each thing that would make every trial fail or lose its result; the line says what to type.
 
-    path: of the sweep.yaml, which trials do not read. objective: what it minimizes or maximizes.
+    path: of the sweep.yaml, which trials do not read.
     """
+    objective = plan.objective
     known = finite_numbers(read_json(METRICS)) if Path(METRICS).is_file() else {}
     if known and objective not in known:
         yield f"{path}: objective is {objective}; it must be a key of {METRICS}: use one of {', '.join(known)}"
     if git("remote", "get-url", ORIGIN) is None:
         yield f"no git remote {ORIGIN}, from which trials take the project; type: git remote add {ORIGIN} URL"
         return
+    theirs = git("ls-remote", ORIGIN, f"refs/exps/*/*/{plan.name}-*")
+    if theirs is None:
+        yield f"the git remote {ORIGIN} does not answer; type: git ls-remote {ORIGIN}"
+    ours = git("for-each-ref", "--format=%(objectname)%09%(refname)", f"refs/exps/*/*/{plan.name}-*")
+    for where, listed in ((ORIGIN, theirs), ("this project", ours)):
+        if taken := re.findall(rf"/({plan.name}-\d+)$", listed or "", re.MULTILINE):
+            yield f"{where} has an experiment {taken[0]} already; give the sweep another name"
     if names := untracked_code():
         yield f"{', '.join(names)}: not known to git, so no trial would have it; {remedy(names)}"
     if (git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{path}") or "").strip():
@@ -72,8 +80,8 @@ def refusals(path: str | Path, objective: str) -> Iterator[str]:
         )
 
 
-def prepare(path: str | Path) -> Sweep:
-    """Check everything, then create the sweep of a sweep.yaml or open it.
+def prepare(path: str | Path, new: bool = True) -> Sweep:
+    """Check everything, then create the sweep of a sweep.yaml or open it. new: whether it may be created.
 
     Raises ChargptError with what stands in the way.
     """
@@ -85,8 +93,11 @@ def prepare(path: str | Path) -> Sweep:
     plan = load_plan(path)
     require_clone()
     folder = (SWEEPS / plan.name).absolute()
-    if not (folder / "journal.log").exists() and (lines := list(refusals(path, plan.objective))):
-        raise ChargptError(*lines)
+    if not has_begun(folder):
+        if not new:
+            raise ChargptError(f"sweep {plan.name}: it has no trial yet; type: chargpt sweep {path}")
+        if lines := list(refusals(path, plan)):
+            raise ChargptError(*lines)
     url = (git("remote", "get-url", ORIGIN) or "").strip()
     if Path(url).exists():
         url = str(Path(url).absolute())
@@ -149,7 +160,8 @@ def require_no_error(job: Job[Any], folder: Path) -> None:
     error = job.exception() if job.done() else None
     if isinstance(error, FailedJobError):
         said = re.findall(r"(?m)^[\w.]*Error\b.*", str(error)) or ["no reason is known"]
-        raise ChargptError(f"a worker failed: {one_line(Exception(said[-1]))}; look in {folder}")
+        reason = one_line(Exception(said[-1])).removeprefix("chargpt.errors.ChargptError: ")
+        raise ChargptError(f"a worker failed: {reason}; look in {folder}")
 
 
 def alive(sweep: Sweep, jobs: Sequence[Job[None]]) -> int:

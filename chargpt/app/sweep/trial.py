@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.app.git import git
 from chargpt.app.outputs import CURVE, METRICS
-from chargpt.app.sweep.plan import override
+from chargpt.app.sweep.plan import overrides
 from chargpt.app.sweep.study import Sweep, free_slot, locked, next_trial
 from chargpt.errors import ChargptError, escape
 
@@ -27,20 +27,31 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 1.0  # at the curve, and whether to stop
 PUSHES = 8  # attempts; git refuses a push while another one changes the same references
+ORIGIN = "origin"  # the git remote
+STATES = ".dvc/tmp/chargpt"  # saved states of trainings, in a clone
 DATA_STAGE = "migrate"  # it and the stages before it depend on the data alone
 ERROR = "error"  # attribute of a trial: why it failed
 
 
-class Stopped(Exception):
+class Stopped(ChargptError):
     """The sweep was interrupted. The trial goes on when a process takes its clone again."""
 
+    def __init__(self) -> None:
+        super().__init__("stopped, because the sweep was; the same command goes on")
 
-def run_trial(sweep: Sweep) -> str:
+
+class Failed(ChargptError):
+    """The trial itself failed, as it would again."""
+
+
+def run_trial(sweep: Sweep, since: float | None = None) -> str:
     """Run one trial, or go on with an interrupted one. Returns a line about it; empty if the budget is spent.
 
-    A trial that fails is recorded with the reason. After Stopped, or an exception of a signal, the trial stays
-    unfinished: it goes on when a process takes its clone again.
+    since: a request to stop counts if it is younger, in seconds since 1970; by default, than this call.
+    A trial that fails is recorded with the reason. After any other error, Stopped or an exception of a signal, the
+    trial stays unfinished: it goes on when a process takes its clone again.
     """
+    since = time.time() if since is None else since
     with free_slot(sweep) as (slot, lock):
         trial = next_trial(sweep, slot)
         if trial is None:
@@ -48,9 +59,11 @@ def run_trial(sweep: Sweep) -> str:
         name = sweep.experiment(trial.number)
         log = sweep.folder / f"{name}.log"
         try:
-            folder = _clone(sweep, slot, log)
-            value = _experiment(sweep, trial, folder, log, lock)
-        except ChargptError as error:
+            with _clone(sweep, slot, log) as folder:
+                value = _experiment(sweep, trial, folder, log, lock, since)
+                if value is not None:
+                    _push(name, folder, log)
+        except Failed as error:
             return _failed(sweep, trial, name, error)
         if value is None:
             _end(sweep, trial, "PRUNED")
@@ -75,18 +88,31 @@ def _failed(sweep: Sweep, trial: Trial, name: str, error: ChargptError) -> str:
     return f"{name}: failed: {escape(str(error))}"
 
 
-def _clone(sweep: Sweep, slot: int, log: Path) -> Path:
-    """The clone of a slot at the baseline, its configuration that of the sweep. Saved states in it are kept."""
-    folder = sweep.folder / "slots" / str(slot)
-    if not (folder / ".dvc/config.local").exists():  # what is written last
+@contextlib.contextmanager
+def _clone(sweep: Sweep, slot: int, log: Path) -> Iterator[Path]:
+    """The clone of a slot at the baseline, its configuration that of the sweep.
+
+    It is made anew if the trial in it before did not end well, because git or DVC may have been interrupted while they
+    wrote. Saved states of trainings are kept.
+    """
+    folder, intact = (sweep.folder / "slots" / name for name in (str(slot), f"{slot}.intact"))
+    if not intact.exists():
+        states, kept = folder / STATES, intact.with_suffix(".states")
+        if states.exists() and not kept.exists():
+            os.replace(states, kept)
         shutil.rmtree(folder, ignore_errors=True)
         _run(["git", "clone", "--quiet", sweep.git_url, str(folder)], sweep.folder, log)
         _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
         _run([*DVC, "cache", "dir", "--local", str(sweep.cache)], folder, log)
+        if kept.exists():
+            states.parent.mkdir(exist_ok=True)
+            os.replace(kept, states)
+    intact.unlink(missing_ok=True)
     with locked(sweep.folder / "data.lock"):  # the first one prepares the data for all
-        _run([*DVC, "repro", "--quiet", DATA_STAGE], folder, log)
+        _run([*DVC, "repro", DATA_STAGE], folder, log)
     _run(["git", "reset", "--quiet", "--hard", sweep.baseline], folder, log)
-    return folder
+    yield folder
+    intact.touch()
 
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -107,6 +133,7 @@ def _run(command: Sequence[str], folder: Path, log: Path) -> None:
 def _reason(log: Path) -> str:
     """The last error in a log, in one line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("$ ", "Having any troubles?"))]
     errors = [line for line in lines if line.lower().startswith(("error:", "fatal:"))]
     own = [line for line in errors if line.startswith("error: ")]  # what a stage said, before DVC says that it failed
     return (own or errors or lines or ["no output"])[-1]
@@ -138,13 +165,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
 
 
-def _experiment(sweep: Sweep, trial: Trial, folder: Path, log: Path, lock: int) -> float | None:
-    """Run the experiment, send it off, and return the objective; None if it was pruned.
+def _experiment(sweep: Sweep, trial: Trial, folder: Path, log: Path, lock: int, since: float) -> float | None:
+    """Run the experiment, and return the objective; None if it was pruned. Raises Failed if DVC ends with an error.
 
     lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
     """
     name = sweep.experiment(trial.number)
-    changes = [override(key, value) for key, value in {**sweep.plan.fixed, **trial.params}.items()]
+    changes = overrides(sweep.plan, trial.params)
     if not experiment_commit(name, folder):
         command = [*DVC, "exp", "run", "--name", name, *(word for change in changes for word in ("-S", change))]
         (folder / CURVE).unlink(missing_ok=True)  # of another trial
@@ -152,29 +179,36 @@ def _experiment(sweep: Sweep, trial: Trial, folder: Path, log: Path, lock: int) 
             seen = 0
             while process.poll() is None:
                 time.sleep(LOOK_EVERY_S)
-                if sweep.stop.exists():
+                if sweep.stop.exists() and sweep.stop.stat().st_mtime >= since:
                     raise Stopped
                 seen = _report(trial, folder / CURVE, seen)
                 if trial.should_prune():
                     stop(process)
                     return None
         if process.returncode:
-            raise ChargptError(f"{_reason(log)}; look in {log}")
+            raise Failed(f"{_reason(log)}; look in {log}")
     commit = experiment_commit(name, folder)
     try:
         metrics = json.loads(git("show", f"{commit}:{METRICS}", folder=folder) or "")
-        value = float(metrics[sweep.plan.objective])
+        return float(metrics[sweep.plan.objective])
     except (ValueError, KeyError, TypeError):
-        raise ChargptError(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
+        raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
+
+
+def _push(name: str, folder: Path, log: Path) -> None:
+    """Send an experiment to origin. Raises ChargptError if it does not arrive."""
     for attempt in range(PUSHES):
         try:
-            _run([*DVC, "exp", "push", "--quiet", "origin", name], folder, log)
-            return value
+            _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
+            break
         except ChargptError:
             if attempt + 1 == PUSHES:
                 raise
             time.sleep(random.uniform(0, 2**attempt / 2))
-    return value
+    # DVC is content if there is another experiment of this name
+    there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder) or ""
+    if experiment_commit(name, folder) not in there.split():
+        raise ChargptError(f"{ORIGIN} has another experiment {name}; type: dvc exp remove --git-remote {ORIGIN} {name}")
 
 
 def _report(trial: Trial, curve: Path, seen: int) -> int:
