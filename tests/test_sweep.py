@@ -219,6 +219,8 @@ def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> Non
         (broken / "params.yaml").write_text("")
         (broken / "dvc.lock").write_text("{")
         (broken / ".dvc/tmp/exps/rwlock").write_text("")
+    with (project.folder / "journal.log").open("a") as file:  # and a crash of the machine the journal
+        file.write('{"op_code": 4, "wor')
     project.plan(trials=9)
     assert set(project.shown()) == {f"toy-{i}" for i in range(9)}
     project.plan(space={"lr": [0.1]})
@@ -237,7 +239,7 @@ def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> Non
     assert not project.folder.exists()
     journal = tmp_path / "moved/journal.log"
     with journal.open("a") as file:
-        file.write("junk\n")
+        file.write('{"a": 1}\n')
     done = project("chargpt", "trial", str(journal.parent), check=False)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {journal}: a damaged line"), done.stderr
 

@@ -66,6 +66,7 @@ def create(folder: Path, plan: Plan, git_url: str, baseline: str, cache: Path) -
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "create.lock"), _readable(folder):
+        _heal(folder)
         if not has_begun(folder):
             (folder / JOURNAL).unlink(missing_ok=True)
         study = optuna.create_study(
@@ -87,6 +88,16 @@ def create(folder: Path, plan: Plan, git_url: str, baseline: str, cache: Path) -
             if study.user_attrs.get(key) != value:
                 study.set_user_attr(key, value)
     return open_sweep(folder)
+
+
+def _heal(folder: Path) -> None:
+    """Remove the half of a line that a crash of the machine may leave at the journal's end, if no trial runs."""
+    journal = folder / JOURNAL
+    if not journal.is_file() or busy_slots(folder):
+        return
+    content = journal.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def has_begun(folder: Path) -> bool:
@@ -185,10 +196,10 @@ def abandoned(sweep: Sweep) -> bool:
     return False
 
 
-def busy_slots(sweep: Sweep) -> int:
-    """The number of clones that living processes use."""
+def busy_slots(folder: Path) -> int:
+    """The number of clones of the sweep in a directory that living processes use."""
     busy = 0
-    for lock in (sweep.folder / "slots").glob("*.lock"):
+    for lock in (folder / "slots").glob("*.lock"):
         with locked(lock, wait=False) as descriptor:
             busy += descriptor is None
     return busy

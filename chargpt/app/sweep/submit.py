@@ -172,7 +172,7 @@ def alive(sweep: Sweep, jobs: Sequence[Job[None]]) -> int:
         if listed.returncode:
             raise ChargptError(f"Slurm does not answer: {one_line(Exception(listed.stderr))}; type: sinfo")
         return len(listed.stdout.split())
-    return max(busy_slots(sweep), sum(not job.done() for job in jobs))
+    return max(busy_slots(sweep.folder), sum(not job.done() for job in jobs))
 
 
 def job_name(plan: Plan) -> str:
