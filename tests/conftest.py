@@ -145,6 +145,11 @@ def chargpt(*arguments: str, cwd: Path, input: str | bytes = "") -> subprocess.C
     return subprocess.CompletedProcess(["chargpt", *arguments], status, *said)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take long, so that it has a limit of its own, begins first: then nothing waits for it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 # a pipeline in a clone of its own
 
 TEXT = "".join(f"{i} bottles of beer on the wall,\n" for i in range(400))

@@ -189,6 +189,7 @@ def project(tmp_path: Path, template: Path) -> Project:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> None:
     """Each with its parameters, applied with one command; a second call adds trials only if the budget grew."""
     project.plan(trials=8)
@@ -442,8 +443,8 @@ def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Pr
     A node's daemon that dies and starts again loses no job. The model has the bytes of an uninterrupted training.
     """
     project.environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    project.publish(max_iters=12_000, eval_interval=6_000)
-    limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 30, "cpus_per_task": 1}
+    project.publish(max_iters=16_000, eval_interval=8_000)
+    limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 20, "cpus_per_task": 1}
     project.plan(executor="slurm", trials=1, workers=1, slurm=limits)
     log = project.folder / "toy-0.log"
 

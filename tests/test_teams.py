@@ -72,6 +72,7 @@ def test_the_job_for_continuous_integration(repo: Path, bare: Path, run: Run, sh
     steps = [step["run"] for step in job["steps"] if "run" in step]
     assert steps[0].startswith("pip install")
     assert job["steps"][0]["with"] == {"fetch-depth": 0}
+    run("dvc", "push")
     run("git", "switch", "-q", "-c", "longer")
     run("dvc", "exp", "run", "-S", "max_iters=40")
     run("git", "commit", "-q", "-a", "-m", "longer")

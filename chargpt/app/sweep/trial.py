@@ -59,10 +59,11 @@ def run_trial(sweep: Sweep, since: float | None = None) -> str:
         name = sweep.experiment(trial.number)
         log = sweep.folder / f"{name}.log"
         try:
-            with _clone(sweep, slot, log) as folder:
-                value = _experiment(sweep, trial, folder, log, lock, since)
-                if value is not None:
-                    _push(name, folder, log)
+            folder = _clone(sweep, slot, log)
+            value = _experiment(sweep, trial, folder, log, lock, since)
+            if value is not None:
+                _push(name, folder, log)
+                _intact(folder).touch()
         except Failed as error:
             return _failed(sweep, trial, name, error)
         if value is None:
@@ -88,16 +89,19 @@ def _failed(sweep: Sweep, trial: Trial, name: str, error: ChargptError) -> str:
     return f"{name}: failed: {escape(str(error))}"
 
 
-@contextlib.contextmanager
-def _clone(sweep: Sweep, slot: int, log: Path) -> Iterator[Path]:
+def _intact(folder: Path) -> Path:
+    """The file that says of a clone that the last trial in it was completed: nothing was interrupted in a write."""
+    return folder.with_suffix(".intact")
+
+
+def _clone(sweep: Sweep, slot: int, log: Path) -> Path:
     """The clone of a slot at the baseline, its configuration that of the sweep.
 
-    It is made anew if the trial in it before did not end well, because git or DVC may have been interrupted while they
-    wrote. Saved states of trainings are kept.
+    It is made anew if it may not be intact. Saved states of trainings are kept.
     """
-    folder, intact = (sweep.folder / "slots" / name for name in (str(slot), f"{slot}.intact"))
-    if not intact.exists():
-        states, kept = folder / STATES, intact.with_suffix(".states")
+    folder = sweep.folder / "slots" / str(slot)
+    if not _intact(folder).exists():
+        states, kept = folder / STATES, folder.with_suffix(".states")
         if states.exists() and not kept.exists():
             os.replace(states, kept)
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,12 +111,11 @@ def _clone(sweep: Sweep, slot: int, log: Path) -> Iterator[Path]:
         if kept.exists():
             states.parent.mkdir(exist_ok=True)
             os.replace(kept, states)
-    intact.unlink(missing_ok=True)
+    _intact(folder).unlink(missing_ok=True)
     with locked(sweep.folder / "data.lock"):  # the first one prepares the data for all
         _run([*DVC, "repro", DATA_STAGE], folder, log)
     _run(["git", "reset", "--quiet", "--hard", sweep.baseline], folder, log)
-    yield folder
-    intact.touch()
+    return folder
 
 
 DVC = [sys.executable, "-m", "dvc"]
