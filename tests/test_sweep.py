@@ -387,8 +387,8 @@ AuthInfo=socket={folder}/munge.sock
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 ReturnToService=2
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmdSpoolDir={folder}
@@ -413,7 +413,13 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip("Slurm is not installed, or this is not root: apt-get install slurm-wlm munge")
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
     host = socket.gethostname().split(".")[0]
-    (folder / "slurm.conf").write_text(SLURM.format(host=host, user="root", folder=folder, cores=os.cpu_count()))
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    about = {"host": host, "user": "root", "folder": folder, "cores": os.cpu_count(), "ports": ports}
+    (folder / "slurm.conf").write_text(SLURM.format(**about))
     key = folder / "key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
