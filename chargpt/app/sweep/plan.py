@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +17,7 @@ from chargpt.errors import ChargptError
 from chargpt.params import Params, allowed, check_params, check_value, show_value
 
 if TYPE_CHECKING:
+    from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
 
 REHEARSED = 12  # trials; samplers begin with some at random, ten at the most
@@ -111,13 +111,24 @@ def _try_sampler(path: str | Path, plan: Plan) -> None:
     study = optuna.create_study(sampler=sampler, direction=plan.direction)
     try:
         for loss in range(REHEARSED):
-            with suppress(RuntimeError), warnings.catch_warnings(action="ignore"):  # every combination has been chosen
-                study.tell(study.ask(distributions(plan)), float(loss))
+            with warnings.catch_warnings(action="ignore"):
+                tell(study, study.ask(distributions(plan)), "COMPLETE", float(loss))
     except Exception as error:  # of many types, by the sampler
         raise ChargptError(
             f"{path}: {type(sampler).__name__} fails with this space: {one_line(error) or type(error).__name__};"
             " look in Optuna's documentation"
         ) from None
+
+
+def tell(study: Study, trial: Trial, state: str, value: float | None = None) -> None:
+    """Record how a trial ended. state: a name of Optuna's TrialState."""
+    from optuna.trial import TrialState
+
+    try:
+        study.tell(trial, value, state=TrialState[state])
+    except RuntimeError as error:  # the trial is recorded; a sampler that has tried everything ends Optuna's own loop
+        if "Study.stop" not in str(error):
+            raise
 
 
 def _require_a_valid_combination(path: str | Path, plan: Plan) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.app.git import git
 from chargpt.app.outputs import CURVE, METRICS
-from chargpt.app.sweep.plan import overrides
+from chargpt.app.sweep.plan import overrides, tell
 from chargpt.app.sweep.study import Sweep, free_slot, locked, next_trial
 from chargpt.errors import ChargptError, escape
 
@@ -67,25 +67,15 @@ def run_trial(sweep: Sweep, since: float | None = None) -> str:
         except Failed as error:
             return _failed(sweep, trial, name, error)
         if value is None:
-            _end(sweep, trial, "PRUNED")
+            tell(sweep.study, trial, "PRUNED")
             return f"{name}: pruned"
-        _end(sweep, trial, "COMPLETE", value)
+        tell(sweep.study, trial, "COMPLETE", value)
     return f"{name}: {sweep.plan.objective} {value:.6f}"
-
-
-def _end(sweep: Sweep, trial: Trial, state: str, value: float | None = None) -> None:
-    from optuna.trial import TrialState
-
-    try:
-        sweep.study.tell(trial, value, state=TrialState[state])
-    except RuntimeError as error:  # the trial is recorded; a sampler that has tried everything ends Optuna's own loop
-        if "Study.stop" not in str(error):
-            raise
 
 
 def _failed(sweep: Sweep, trial: Trial, name: str, error: ChargptError) -> str:
     trial.set_user_attr(ERROR, str(error))
-    _end(sweep, trial, "FAIL")
+    tell(sweep.study, trial, "FAIL")
     return f"{name}: failed: {escape(str(error))}"
 
 
