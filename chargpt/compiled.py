@@ -22,12 +22,14 @@ FAST_MATH = {"reassoc", "contract", "nsz"}
 class ByContent(caching.UserWideCacheLocator):  # type: ignore[misc]
     """Where compiled code is kept: in the user's cache directory, by the content of the source file.
 
-    So all copies of the project, and all experiments, share it.
+    So all copies of the project, and all experiments, share it. `compiled.py` and `vectors.py`, which it uses, count as
+    its content.
     """
 
     def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
         super().__init__(py_func, py_file)
-        content = hashlib.sha256(Path(py_file).read_bytes()).hexdigest()
+        files = (Path(py_file), Path(__file__), Path(__file__).with_name("vectors.py"))
+        content = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         self._cache_path: str = str(Path(super().get_cache_path()).with_name(f"chargpt_{content[:16]}"))
 
 

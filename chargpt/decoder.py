@@ -1,7 +1,6 @@
 """Read characters and choose the next ones: with compiled loops on a processor; with torch on other devices.
 
-If the model is large, torch's matrix products on all cores are as fast as the loops, and torch runs the model too.
-Otherwise torch, which takes seconds to load, is not needed.
+On a processor, torch, which takes seconds to load, is not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from numba import config as numba_config
 from numpy.typing import NDArray
 
 from chargpt.config import GPTConfig
-from chargpt.kernel import Floats, aligned, choose, extend, prepare
+from chargpt.kernel import Cache, Floats, choose, extend, new_cache, prepare
 from chargpt.model_file import ModelFile
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 IDS = NDArray[np.int64]
 Model = Union["GPT", ModelFile]
-LARGEST_COMPILED = 25_000_000  # parameters
+SMALL = 25_000_000  # parameters; a GPU's operations take longer to start than the loops need for a smaller model
 ROWS = 4  # texts that are read together: their cache and the weights fit into the processor's
 
 
@@ -58,11 +57,8 @@ def place(model: ModelFile, device: str) -> Model:
     `auto` takes the processor for a small model, which writes fastest there, and otherwise a GPU if there is one.
     Raises ChargptError if the device is not available.
     """
-    small = model.config.parameters <= LARGEST_COMPILED
-    return model if small and device in ("auto", "cpu") else _torch_model(model, device)
-
-
-def _torch_model(model: ModelFile, device: str) -> GPT:
+    if device == "cpu" or (device == "auto" and model.config.parameters <= SMALL):
+        return model
     from chargpt.device import pick_device
     from chargpt.model import GPT
 
@@ -70,13 +66,12 @@ def _torch_model(model: ModelFile, device: str) -> GPT:
 
 
 def make_decoder(model: Model, batch_size: int) -> Decoder:
-    """The fastest decoder for the model's device and size."""
-    if model.config.parameters <= LARGEST_COMPILED:
-        if isinstance(model, ModelFile):
-            return CompiledDecoder(model.config, model.weights, batch_size)
-        if model.wte.weight.device.type == "cpu":
-            return CompiledDecoder(model.config, model.arrays(), batch_size)
-    return TorchDecoder(_torch_model(model, "cpu") if isinstance(model, ModelFile) else model, batch_size)
+    """The decoder for the model's device."""
+    if isinstance(model, ModelFile):
+        return CompiledDecoder(model.config, model.weights, batch_size)
+    if model.wte.weight.device.type == "cpu":
+        return CompiledDecoder(model.config, model.arrays(), batch_size)
+    return TorchDecoder(model, batch_size)
 
 
 class TorchDecoder:
@@ -125,10 +120,7 @@ class CompiledDecoder:
         threads = numba_config.NUMBA_NUM_THREADS
         rows = min(ROWS, -(-batch_size // threads))
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
-        head = (c.n_head, c.n_embd // c.n_head, c.block_size)
-        # in one piece, which the operating system provides faster
-        room = aligned(2, batch_size, c.n_layer, *head)
-        self.keys, self.values = ([half[part].reshape(c.n_layer, -1, *head) for part in self.parts] for half in room)
+        self.caches = [new_cache(c, part.stop - part.start) for part in self.parts]
         self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
         self.length = 0
 
@@ -136,11 +128,11 @@ class CompiledDecoder:
         self.length = 0
 
     def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
-        def work(part: slice, keys: NDArray[np.float32], values: NDArray[np.float32]) -> IDS:
+        def work(part: slice, cache: Cache) -> IDS:
             texts, numbers = np.ascontiguousarray(unread[part]), np.ascontiguousarray(uniform[:, part])
-            return extend(self.weights, self.relu, keys, values, texts, self.length, numbers, *options)
+            return extend(self.weights, self.relu, cache, texts, self.length, numbers, *options)
 
         run = map if self.pool is None else self.pool.map
-        chosen = np.concatenate(list(run(work, self.parts, self.keys, self.values)), axis=1)
+        chosen = np.concatenate(list(run(work, self.parts, self.caches)), axis=1)
         self.length += unread.shape[1] + len(uniform) - 1
         return chosen

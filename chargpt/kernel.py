@@ -4,13 +4,15 @@ For one character of a small model, calling a library for each operation takes l
 together, all operations of many characters are one call. Tests compare the result with `model.py`.
 
 Shapes in comments: R texts times positions, K and N widths of a matrix, B texts, S new positions, L n_layer,
-T block_size, and the letters of `model.py`. A row's result does not depend on the other rows.
+T block_size, and the letters of `model.py`. N' is N rounded up to whole vectors, with zeros behind N: a loop over whole
+vectors has no slow rest. A matrix (K, N) is kept as (N' / LANES, K, LANES), in the order in which it is read.
+A row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,29 +20,29 @@ from numpy.typing import NDArray
 
 from chargpt.compiled import compiled, inlined, inlined_in_order
 from chargpt.config import GPTConfig
+from chargpt.vectors import LANES, add_multiple, load, store
 
 f32 = np.float32
 Floats = NDArray[np.float32]
-ALIGNED = 32  # numbers; a multiple of what a vector register holds
 
 
 class Weights(NamedTuple):
-    """The weights of a model in float32, those of all layers together. Matrices are transposed: (inputs, outputs)."""
+    """The weights of a model in float32, those of all layers together. Matrices are from inputs to outputs."""
 
-    wte: Floats  # (V, C)
-    wpe: Floats  # (T, C)
+    wte: Floats  # (V, C')
+    wpe: Floats  # (T, C')
     ln_1: Floats  # (L, 2, C): weight and bias; ln_2 and ln_f likewise
-    c_attn: Floats  # (L, C, 3C); its queries contain the attention scale
-    attn_proj: Floats  # (L, C, C)
-    attn_bias: Floats  # (L, C)
+    c_attn: Floats  # L matrices (C, 3C); the queries contain the attention scale
+    attn_proj: Floats  # L matrices (C, C)
+    attn_bias: Floats  # (L, C')
     ln_2: Floats
-    c_fc: Floats  # (L, C, 4C)
-    fc_bias: Floats  # (L, 4C)
-    mlp_proj: Floats  # (L, 4C, C)
-    mlp_bias: Floats  # (L, C)
+    c_fc: Floats  # L matrices (C, 4C)
+    fc_bias: Floats  # (L, 4C')
+    mlp_proj: Floats  # L matrices (4C, C)
+    mlp_bias: Floats  # (L, C')
     ln_f: Floats  # (2, C)
-    lm_head: Floats  # (C, V)
-    head_bias: Floats  # (V,)
+    lm_head: Floats  # a matrix (C, V)
+    head_bias: Floats  # (V',)
 
 
 def aligned(*shape: int) -> Floats:
@@ -51,42 +53,67 @@ def aligned(*shape: int) -> Floats:
     return room[start : start + size].view(f32).reshape(shape)
 
 
+def wide(values: Floats) -> Floats:
+    """values (..., N) as (..., N')."""
+    N = values.shape[-1]
+    made = aligned(*values.shape[:-1], -(-N // LANES) * LANES)
+    made[..., :N] = values
+    return made
+
+
+def packed(values: Floats) -> Floats:
+    """Matrices (L, N, K), from outputs to inputs, as (L, N' / LANES, K, LANES)."""
+    L, N, K = values.shape
+    made = aligned(L, -(-N // LANES), K, LANES)
+    for n in range(0, N, LANES):
+        made[:, n // LANES, :, : N - n] = values[:, n : n + LANES].swapaxes(1, 2)
+    return made
+
+
 def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
     """A copy of a model's weights. weights: by their names in `GPT`, float32."""
 
-    def copy(values: Floats) -> Floats:
-        made = aligned(*values.shape)
-        made[...] = values
-        return made
+    def each(name: str) -> Floats:
+        return np.stack([weights[f"h.{layer}.{name}"] for layer in range(config.n_layer)])
 
-    def matrix(name: str) -> Floats:
-        return weights[f"{name}.weight"].T
+    def norms(name: str) -> Floats:
+        return np.stack([each(f"{name}.weight"), each(f"{name}.bias")], axis=1)
 
-    def norm(name: str) -> Floats:
-        return np.stack([weights[f"{name}.weight"], weights[f"{name}.bias"]])
-
-    def each(part: Callable[[str], Floats], name: str) -> Floats:
-        return np.stack([part(f"h.{layer}.{name}") for layer in range(config.n_layer)])
-
-    c_attn = each(matrix, "attn.c_attn")
-    c_attn[:, :, : config.n_embd] *= f32(config.scale)
-    parts = Weights(
-        wte=weights["wte.weight"],
-        wpe=weights["wpe.weight"],
-        ln_1=each(norm, "ln_1"),
-        c_attn=c_attn,
-        attn_proj=each(matrix, "attn.c_proj"),
-        attn_bias=each(weights.__getitem__, "attn.c_proj.bias"),
-        ln_2=each(norm, "ln_2"),
-        c_fc=each(matrix, "mlp.c_fc"),
-        fc_bias=each(weights.__getitem__, "mlp.c_fc.bias"),
-        mlp_proj=each(matrix, "mlp.c_proj"),
-        mlp_bias=each(weights.__getitem__, "mlp.c_proj.bias"),
-        ln_f=norm("ln_f"),
-        lm_head=matrix("lm_head"),
-        head_bias=weights["lm_head.bias"],
+    c_attn = each("attn.c_attn.weight")
+    c_attn[:, : config.n_embd] *= f32(config.scale)
+    return Weights(
+        wte=wide(weights["wte.weight"]),
+        wpe=wide(weights["wpe.weight"]),
+        ln_1=norms("ln_1"),
+        c_attn=packed(c_attn),
+        attn_proj=packed(each("attn.c_proj.weight")),
+        attn_bias=wide(each("attn.c_proj.bias")),
+        ln_2=norms("ln_2"),
+        c_fc=packed(each("mlp.c_fc.weight")),
+        fc_bias=wide(each("mlp.c_fc.bias")),
+        mlp_proj=packed(each("mlp.c_proj.weight")),
+        mlp_bias=wide(each("mlp.c_proj.bias")),
+        ln_f=np.stack([weights["ln_f.weight"], weights["ln_f.bias"]]),
+        lm_head=packed(weights["lm_head.weight"][None])[0],
+        head_bias=wide(weights["lm_head.bias"]),
     )
-    return Weights(*map(copy, parts))
+
+
+class Cache(NamedTuple):
+    """The keys and values of B texts; behind the positions that have been read, anything."""
+
+    keys: Floats  # for each layer, text and head a matrix (hs, T)
+    values: Floats  # for each a matrix (T, hs)
+
+
+def new_cache(config: GPTConfig, batch_size: int) -> Cache:
+    """An empty cache."""
+    c, hs = config, config.n_embd // config.n_head
+    heads = (c.n_layer, batch_size, c.n_head)
+    return Cache(
+        aligned(*heads, -(-c.block_size // LANES), hs, LANES),
+        aligned(*heads, -(-hs // LANES), c.block_size, LANES),
+    )
 
 
 @inlined
@@ -97,7 +124,7 @@ def exp(x: Any) -> Any:
     rest = x - f32(n) * f32(0.693359375) + f32(n) * f32(2.12194440e-4)  # the two add up to n ln(2), more exactly
     power = f32(1) + rest * (
         f32(1)
-        + rest * (f32(1 / 2) + rest * (f32(1 / 6) + rest * (f32(1 / 24) + rest * (f32(1 / 120) + rest / f32(720)))))
+        + rest * (f32(1 / 2) + rest * (f32(1 / 6) + rest * (f32(1 / 24) + rest * (f32(1 / 120) + rest * f32(1 / 720)))))
     )
     return power * np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
@@ -124,6 +151,14 @@ def gelu(row: Any) -> None:
 
 
 @inlined
+def clear(y: Any) -> None:
+    """Every number of y (R, N) becomes 0."""
+    for r in range(y.shape[0]):
+        for n in range(y.shape[1]):
+            y[r, n] = f32(0)
+
+
+@inlined
 def fill(y: Any, bias: Any) -> None:
     """Every row of y (R, N) becomes bias (N,)."""
     for r in range(y.shape[0]):
@@ -141,34 +176,27 @@ def add(y: Any, bias: Any) -> None:
 
 @inlined_in_order
 def add_product(x: Any, w: Any, y: Any) -> None:
-    """y (R, N) += x (R, K) @ w (K, N), four rows of w and two of x at a time: what is read once is used often."""
-    R, K = x.shape
-    N = w.shape[1]
-    for k in range(0, K - 3, 4):
-        w0, w1, w2, w3 = w[k], w[k + 1], w[k + 2], w[k + 3]
-        for r in range(0, R - 1, 2):
-            x0, x1, x2, x3 = x[r, k], x[r, k + 1], x[r, k + 2], x[r, k + 3]
-            z0, z1, z2, z3 = x[r + 1, k], x[r + 1, k + 1], x[r + 1, k + 2], x[r + 1, k + 3]
-            to, beside = y[r], y[r + 1]
-            for n in range(N):
-                a0, a1, a2, a3, old = w0[n], w1[n], w2[n], w3[n], beside[n]  # before a write to y, which may be w
-                to[n] = to[n] + x0 * a0 + x1 * a1 + x2 * a2 + x3 * a3
-                beside[n] = old + z0 * a0 + z1 * a1 + z2 * a2 + z3 * a3
-        if R % 2:
-            x0, x1, x2, x3 = x[R - 1, k], x[R - 1, k + 1], x[R - 1, k + 2], x[R - 1, k + 3]
-            to = y[R - 1]
-            for n in range(N):
-                to[n] = to[n] + x0 * w0[n] + x1 * w1[n] + x2 * w2[n] + x3 * w3[n]
-    for k in range(K - K % 4, K):
-        for r in range(R):
-            for n in range(N):
-                y[r, n] += x[r, k] * w[k, n]
+    """y (R, N') += x (R, K or more) @ w, a matrix (K, N). Two rows at a time use what is read of w."""
+    R = x.shape[0]
+    P, K, _ = w.shape
+    for p in range(P):
+        part = w[p]
+        for r in range(0, R, 2):
+            s = min(r + 1, R - 1)  # a last row alone is computed twice
+            first, second = y[r, p * LANES :], y[s, p * LANES :]
+            a, b = load(first), load(second)
+            for k in range(K):
+                row = load(part[k])
+                a = add_multiple(a, x[r, k], row)
+                b = add_multiple(b, x[s, k], row)
+            store(a, first)
+            store(b, second)
 
 
 @inlined
 def layer_norm(x: Any, weight: Any, y: Any) -> None:
-    """y (R, C): x (R, C) normalised, times weight[0] plus weight[1]."""
-    C = x.shape[1]
+    """y (R, C or more): x (R, C or more) normalised, times weight[0] plus weight[1], each (C,)."""
+    C = weight.shape[1]
     for r in range(x.shape[0]):
         mean = f32(0)
         for i in range(C):
@@ -184,77 +212,53 @@ def layer_norm(x: Any, weight: Any, y: Any) -> None:
 
 @inlined
 def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
-    """Causal attention of the new positions start .. start + S - 1: qkv (B S, 3C) to y (B S, C).
+    """Causal attention of the new positions start .. start + S - 1: qkv (B S, 3C') to y (B S, C').
 
-    keys and values (B, nh, hs, T) of the positions before, of any finite value behind; those of the new ones are added.
+    keys and values: a layer of a `Cache`; those of the new positions are added.
     """
-    B, nh, hs, T = keys.shape
+    B, nh, blocks, hs, _ = keys.shape
     C = nh * hs
     S = qkv.shape[0] // B
-    scores = np.empty(T, f32)
+    scores, mixed = np.empty((1, blocks * LANES), f32), np.empty((1, values.shape[2] * LANES), f32)
     for r in range(B * S):
         t = start + r % S
-        # A loop over a multiple of the vector registers has no slow rest. Positions after t get the weight 0.
-        end = min(T, t + ALIGNED - t % ALIGNED)
-        weights = scores[:end]
         for h in range(nh):
             k, v = keys[r // S, h], values[r // S, h]
-            q, to = qkv[r, h * hs : (h + 1) * hs], y[r, h * hs : (h + 1) * hs]
             for d in range(hs):
-                k[d, t] = qkv[r, C + h * hs + d]
-                v[d, t] = qkv[r, 2 * C + h * hs + d]
-            for i in range(end):
-                weights[i] = f32(0)
-            for d in range(0, hs - 3, 4):
-                k0, k1, k2, k3 = k[d], k[d + 1], k[d + 2], k[d + 3]
-                q0, q1, q2, q3 = q[d], q[d + 1], q[d + 2], q[d + 3]
-                for i in range(end):
-                    weights[i] += q0 * k0[i] + q1 * k1[i] + q2 * k2[i] + q3 * k3[i]
-            for d in range(hs - hs % 4, hs):
-                for i in range(end):
-                    weights[i] += q[d] * k[d, i]
-            best, total = weights[0], f32(0)
+                k[t // LANES, d, t % LANES] = qkv[r, C + h * hs + d]
+                v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
+            clear(scores)
+            add_product(qkv[r : r + 1, h * hs : (h + 1) * hs], k[: t // LANES + 1], scores)
+            best, total = scores[0, 0], f32(0)
             for i in range(t + 1):
-                best = max(best, weights[i])
-            for i in range(end):
-                weights[i] = exp(weights[i] - best) if i <= t else f32(0)
-                total += weights[i]
-            for d in range(0, hs - 3, 4):
-                v0, v1, v2, v3 = v[d], v[d + 1], v[d + 2], v[d + 3]
-                y0, y1, y2, y3 = f32(0), f32(0), f32(0), f32(0)
-                for i in range(end):
-                    y0 += weights[i] * v0[i]
-                    y1 += weights[i] * v1[i]
-                    y2 += weights[i] * v2[i]
-                    y3 += weights[i] * v3[i]
-                to[d], to[d + 1], to[d + 2], to[d + 3] = y0 / total, y1 / total, y2 / total, y3 / total
-            for d in range(hs - hs % 4, hs):
-                y0 = f32(0)
-                for i in range(end):
-                    y0 += weights[i] * v[d, i]
-                to[d] = y0 / total
+                best = max(best, scores[0, i])
+            for i in range(t + 1):
+                scores[0, i] = exp(scores[0, i] - best)
+                total += scores[0, i]
+            clear(mixed)
+            add_product(scores, v[:, : t + 1], mixed)
+            for d in range(hs):
+                y[r, h * hs + d] = mixed[0, d] / total
 
 
 @inlined
-def read(w: Any, relu: Any, keys: Any, values: Any, idx: Any, start: Any, logits: Any) -> None:
+def read(w: Any, relu: Any, cache: Any, idx: Any, start: Any, logits: Any) -> None:
     """Read idx (B, S) at positions start, start + 1, ...; logits (B, V) become those of the next character.
 
-    keys and values (L, B, nh, hs, T): of the positions before; those of idx are added.
+    cache: of the positions before; those of idx are added.
     """
     B, S = idx.shape
-    L, C, _ = w.c_attn.shape
-    x, normed, y = np.empty((B * S, C), f32), np.empty((B * S, C), f32), np.empty((B * S, C), f32)
-    qkv, hidden = np.empty((B * S, 3 * C), f32), np.empty((B * S, 4 * C), f32)
+    x = np.empty((B * S, w.wte.shape[1]), f32)
+    normed, y = np.empty_like(x), np.empty_like(x)
+    qkv, hidden = np.empty((B * S, w.c_attn.shape[1] * LANES), f32), np.empty((B * S, w.fc_bias.shape[1]), f32)
     for r in range(B * S):
-        for i in range(C):
+        for i in range(x.shape[1]):
             x[r, i] = w.wte[idx[r // S, r % S], i] + w.wpe[start + r % S, i]
-    for layer in range(L):
+    for layer in range(w.c_attn.shape[0]):
         layer_norm(x, w.ln_1[layer], normed)
-        for r in range(B * S):
-            for i in range(3 * C):
-                qkv[r, i] = f32(0)
+        clear(qkv)
         add_product(normed, w.c_attn[layer], qkv)
-        attention(qkv, keys[layer], values[layer], start, y)
+        attention(qkv, cache.keys[layer], cache.values[layer], start, y)
         add(x, w.attn_bias[layer])
         add_product(y, w.attn_proj[layer], x)
         layer_norm(x, w.ln_2[layer], normed)
@@ -262,18 +266,22 @@ def read(w: Any, relu: Any, keys: Any, values: Any, idx: Any, start: Any, logits
         add_product(normed, w.c_fc[layer], hidden)
         for r in range(B * S):
             if relu:
-                for i in range(4 * C):
+                for i in range(hidden.shape[1]):
                     hidden[r, i] = max(hidden[r, i], f32(0))
             else:
                 gelu(hidden[r])
         add(x, w.mlp_bias[layer])
         add_product(hidden, w.mlp_proj[layer], x)
     for b in range(B):
-        for i in range(C):
+        for i in range(x.shape[1]):
             x[b, i] = x[b * S + S - 1, i]
     layer_norm(x[:B], w.ln_f, normed[:B])
-    fill(logits, w.head_bias)
-    add_product(normed[:B], w.lm_head, logits)
+    whole = np.empty((B, w.head_bias.shape[0]), f32)
+    fill(whole, w.head_bias)
+    add_product(normed[:B], w.lm_head, whole)
+    for b in range(B):
+        for i in range(logits.shape[1]):
+            logits[b, i] = whole[b, i]
 
 
 @inlined
@@ -347,8 +355,7 @@ def choose(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any) 
 def extend(
     w: Any,
     relu: Any,
-    keys: Any,
-    values: Any,
+    cache: Any,
     unread: Any,
     start: Any,
     uniform: Any,
@@ -362,10 +369,10 @@ def extend(
     """
     n, B = uniform.shape
     chosen = np.empty((n, B), np.int64)
-    logits = np.empty((B, w.head_bias.shape[0]), f32)
+    logits = np.empty((B, w.wte.shape[0]), f32)
     idx, one = unread, np.empty((B, 1), np.int64)
     for step in range(n):
-        read(w, relu, keys, values, idx, start, logits)
+        read(w, relu, cache, idx, start, logits)
         start += idx.shape[1]
         draw(logits, uniform[step], temperature, top_k, top_p, chosen[step])
         idx = one

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from chargpt import kernel
 from chargpt.config import GPTConfig
-from chargpt.decoder import CompiledDecoder, TorchDecoder, make_decoder
+from chargpt.decoder import CompiledDecoder, TorchDecoder, make_decoder, place
 from chargpt.model import GPT
 from chargpt.sampling import Random, generate, stream
-from tests.conftest import random_model
+from chargpt.vocab import Vocab
+from tests.conftest import model_file, random_model
 from tests.pipeline import ROOT
 
 CONFIGS = [
@@ -30,10 +30,12 @@ CONFIGS = [
 ]
 
 
-def new_cache(model: GPT, batch_size: int) -> list[NDArray[np.float32]]:
-    c = model.config
-    shape = (c.n_layer, batch_size, c.n_head, c.n_embd // c.n_head, c.block_size)
-    return [np.ones(shape, np.float32), np.ones(shape, np.float32)]
+def used_cache(config: GPTConfig, batch_size: int) -> kernel.Cache:
+    """With anything in it."""
+    cache = kernel.new_cache(config, batch_size)
+    for part in cache:
+        part[...] = np.nan
+    return cache
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -43,12 +45,12 @@ def test_the_loops_compute_the_models_logits(config: GPTConfig, batch_size: int,
     model = random_model(config)
     idx = torch.randint(0, config.vocab_size, (batch_size, 8), generator=torch.Generator().manual_seed(1))
     full = model(idx).detach().numpy()
-    cache, read = new_cache(model, batch_size), 0
+    cache, read = used_cache(config, batch_size), 0
     torch_decoder = TorchDecoder(model, batch_size)
     for part in np.split(idx.numpy(), np.cumsum(chunks)[:-1], axis=1):
         part = np.ascontiguousarray(part)
         logits = np.zeros((batch_size, config.vocab_size), np.float32)
-        kernel.read(kernel.prepare(config, model.arrays()), config.activation == "relu", *cache, part, read, logits)
+        kernel.read(kernel.prepare(config, model.arrays()), config.activation == "relu", cache, part, read, logits)
         read += part.shape[1]
         np.testing.assert_allclose(logits, full[:, read - 1], rtol=0, atol=1e-5)
         np.testing.assert_allclose(torch_decoder.read(part), full[:, read - 1], rtol=0, atol=1e-5)
@@ -74,9 +76,8 @@ def test_both_decoders_write_the_same_text(
     """Past the context too, for more texts than are read together."""
     model, idx = random_model(config), torch.zeros(6, 2, dtype=torch.int64)
     texts = []
-    for largest, kind in ((10**9, CompiledDecoder), (0, TorchDecoder)):
-        monkeypatch.setattr("chargpt.decoder.LARGEST_COMPILED", largest)
-        assert isinstance(make_decoder(model, 6), kind)
+    for decoder in (make_decoder, TorchDecoder):
+        monkeypatch.setattr("chargpt.sampling.make_decoder", decoder)
         texts.append(generate(model, idx, 40, random=Random(1), **options))
     assert np.array_equal(*texts)
 
@@ -109,12 +110,21 @@ def test_torch_decodes_without_dropout_and_gradients() -> None:
     assert model.training
 
 
-def test_large_models_and_other_devices_run_in_torch(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_devices_run_in_torch(model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `auto`, a small model stays on the processor, without torch."""
+    file = model_file(model, vocab)
+    assert isinstance(make_decoder(file, 1), CompiledDecoder)
     assert isinstance(make_decoder(model, 1), CompiledDecoder)
-    monkeypatch.setattr("chargpt.decoder.LARGEST_COMPILED", model.config.parameters - 1)
-    assert isinstance(make_decoder(model, 1), TorchDecoder)
-    monkeypatch.undo()
-    assert isinstance(make_decoder(model.to("meta"), 1), TorchDecoder)
+    assert isinstance(make_decoder(GPT(model.config).to("meta"), 1), TorchDecoder)
+    monkeypatch.setattr("chargpt.device.pick_device", lambda device: torch.device("meta"))
+    for small, device, in_torch in (
+        (True, "auto", False),
+        (False, "auto", True),
+        (False, "cpu", False),
+        (True, "cuda", True),
+    ):
+        monkeypatch.setattr("chargpt.decoder.SMALL", model.config.parameters - (not small))
+        assert isinstance(make_decoder(place(file, device), 1), TorchDecoder) == in_torch, device
 
 
 def test_a_large_model_streams_in_small_pieces(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
