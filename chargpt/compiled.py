@@ -74,7 +74,7 @@ def inlined(function: Function) -> Function:
 
 
 def inlined_in_order(function: Function) -> Function:
-    """Decorator: like `inlined`, and sums are computed in the order that is written, so loops of one form agree."""
+    """Decorator: like `inlined`, but sums are computed in the order that is written."""
     return numba.njit(nogil=True, fastmath=FAST_MATH - {"reassoc"}, error_model="numpy")(function)
 
 

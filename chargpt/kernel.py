@@ -37,7 +37,7 @@ class Weights(NamedTuple):
     attn_bias: Floats  # (L, C')
     ln_2: Floats
     c_fc: Floats  # L matrices (C, 4C)
-    fc_bias: Floats  # (L, 4C')
+    fc_bias: Floats  # (L, (4C)')
     mlp_proj: Floats  # L matrices (4C, C)
     mlp_bias: Floats  # (L, C')
     ln_f: Floats  # (2, C)
@@ -212,7 +212,7 @@ def layer_norm(x: Any, weight: Any, y: Any) -> None:
 
 @inlined
 def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
-    """Causal attention of the new positions start .. start + S - 1: qkv (B S, 3C') to y (B S, C').
+    """Causal attention of the new positions start .. start + S - 1: qkv (B S, (3C)') to y (B S, C').
 
     keys and values: a layer of a `Cache`; those of the new positions are added.
     """

@@ -145,9 +145,17 @@ def chargpt(*arguments: str, cwd: Path, input: str | bytes = "") -> subprocess.C
     return subprocess.CompletedProcess(["chargpt", *arguments], status, *said)
 
 
+@pytest.hookimpl(trylast=True)  # only the tests that were chosen
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take long, so that it has a limit of its own, begins first: then nothing waits for it at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    """Each test process runs a part of the list; each part begins with some of the tests that have limits of their own.
+
+    They may take long, and nothing should wait for them at the end.
+    """
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("timeout")]
+    others = [item for item in items if item not in long]
+    ends = [len(others) * n // parts for n in range(parts + 1)]
+    items[:] = [item for n in range(parts) for item in long[n::parts] + others[ends[n] : ends[n + 1]]]
 
 
 # a pipeline in a clone of its own
