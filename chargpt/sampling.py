@@ -57,8 +57,8 @@ def stream(
 
     The arguments are those of `generate`. They are checked at the call, before the first id is asked for.
     """
+    _check_options(model, max_tokens, temperature, top_k, top_p, random)
     ids = _check_ids(model.config, idx)
-    _check_options(max_tokens, temperature, top_k, top_p)
     rows = (random or Random()).split(len(ids))
     pieces = _pieces(model, ids, max_tokens, rows, SHOWN, temperature, top_k, top_p, exact)
     return (chosen for piece in pieces for chosen in piece.T)
@@ -122,8 +122,8 @@ def generate(
     and all of them, with no measurable loss of quality.
     Raises ChargptError for an empty prompt or an argument out of its range.
     """
+    _check_options(model, max_tokens, temperature, top_k, top_p, random)
     ids = _check_ids(model.config, idx)
-    _check_options(max_tokens, temperature, top_k, top_p)
     rows = (random or Random()).split(len(ids))
     new = _pieces(model, ids, max_tokens, rows, WHOLE, temperature, top_k, top_p, exact)
     return np.concatenate([ids, *new], axis=1)
@@ -146,7 +146,7 @@ def generate_each(
     Prompts of the same length are generated together. The other prompts do not change a text; its place in the list
     does, because that decides its random numbers.
     """
-    _check_options(max_tokens, temperature, top_k, top_p)
+    _check_options(model, max_tokens, temperature, top_k, top_p, random)
     given = [_check_ids(model.config, np.asarray(prompt)[None])[0] for prompt in prompts]
     rows = (random or Random()).split(len(given))
     texts = list(given)
@@ -176,7 +176,13 @@ def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
     return ids.astype(np.int64)
 
 
-def _check_options(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check_options(
+    model: Model, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, random: Random | None
+) -> None:
+    if not hasattr(model, "config"):
+        raise ChargptError(f"model is {model!r}; it must be what read_model returns, or a GPT")
+    if not isinstance(random, Random | None):
+        raise ChargptError(f"random is {random!r}; it must be a Random, as Random(1), or None")
     if not isinstance(max_tokens, Integral) or max_tokens < 0:
         raise ChargptError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least 0")
     if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:

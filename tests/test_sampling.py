@@ -313,6 +313,8 @@ def test_mode_is_restored(model: GPT) -> None:
         ({"max_tokens": 1.5}, "^max_tokens is 1.5; it must be a whole number"),
         ({"idx": [[1.0]]}, "^ids are float64; expected whole numbers: use Vocab.encode"),
         ({"max_tokens": -1}, "^max_tokens is -1; it must be a whole number of at least 0"),
+        ({"random": 1}, r"^random is 1; it must be a Random, as Random\(1\), or None"),
+        ({"model": "a.safetensors"}, "^model is 'a.safetensors'; it must be what read_model returns, or a GPT"),
         ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "^generation needs a prompt of at least one character"),
         ({"idx": torch.tensor([1])}, r"ids have shape \(1,\); expected \(B, T\)"),
         ({"idx": torch.tensor([[99]])}, "ids reach from 99 to 99; the vocabulary has 14"),
@@ -321,6 +323,6 @@ def test_mode_is_restored(model: GPT) -> None:
     ],
 )
 def test_refused(model: GPT, change: dict[str, object], message: str) -> None:
-    arguments: dict[str, object] = {"idx": torch.tensor([[1]]), "max_tokens": 1} | change
+    arguments: dict[str, object] = {"model": model, "idx": torch.tensor([[1]]), "max_tokens": 1} | change
     with pytest.raises(ChargptError, match=message):
-        generate(model, **arguments)  # type: ignore[arg-type]
+        generate(**arguments)  # type: ignore[arg-type]
