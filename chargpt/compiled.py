@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import caching, event
+from numba.core import caching, event, serialize
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,9 +35,21 @@ class ByContent(caching.UserWideCacheLocator):  # type: ignore[misc]
 
 
 class Files(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    """How compiled code becomes files."""
+    """How compiled code becomes files: with a checksum, because damaged code would end the process."""
 
     _locator_classes = [ByContent]  # noqa: RUF012
+
+    def reduce(self, result: Any) -> tuple[str, bytes]:
+        """What is kept of a compiled function."""
+        code: bytes = serialize.dumps(super().reduce(result))
+        return hashlib.sha256(code).hexdigest(), code
+
+    def rebuild(self, target_context: Any, kept: tuple[str, bytes]) -> Any:
+        """The compiled function again. Raises ValueError if the code is damaged."""
+        checksum, code = kept
+        if hashlib.sha256(code).hexdigest() != checksum:
+            raise ValueError("damaged")
+        return super().rebuild(target_context, pickle.loads(code))  # numba's own format, written here by this user
 
 
 class Cache(caching.FunctionCache):  # type: ignore[misc]

@@ -222,13 +222,15 @@ def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
     scores, mixed = np.empty((1, blocks * LANES), f32), np.empty((1, values.shape[2] * LANES), f32)
     for r in range(B * S):
         t = start + r % S
+        end = (t // LANES + 1) * LANES
         for h in range(nh):
             k, v = keys[r // S, h], values[r // S, h]
             for d in range(hs):
                 k[t // LANES, d, t % LANES] = qkv[r, C + h * hs + d]
                 v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
-            clear(scores)
-            add_product(qkv[r : r + 1, h * hs : (h + 1) * hs], k[: t // LANES + 1], scores)
+            for i in range(end):
+                scores[0, i] = f32(0)
+            add_product(qkv[r : r + 1, h * hs : (h + 1) * hs], k[: end // LANES], scores)
             best, total = scores[0, 0], f32(0)
             for i in range(t + 1):
                 best = max(best, scores[0, i])
@@ -314,7 +316,7 @@ def draw(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any, ch
     finite.
     temperature: divides the logits; 0 takes the likeliest id. top_k: draw from the k likeliest ids only (of equally
     likely ids, the lower ones); V for all. top_p: draw only from the likeliest ids, as few as add up to a probability
-    of top_p (source: Holtzman et al. 2020); above 1 for all.
+    of top_p (source: Holtzman et al. 2020); 1 for all.
     """
     B, V = logits.shape
     probs = np.empty(V)
@@ -333,7 +335,7 @@ def draw(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any, ch
                 total += probs[i]
             if top_k < V:
                 total = keep_likeliest(logits[b], probs, top_k, np.inf)
-            if top_p <= 1:
+            if top_p < 1:
                 total = keep_likeliest(logits[b], probs, V, top_p * total)
             sum_so_far = 0.0
             for i in range(V):

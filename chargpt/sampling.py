@@ -22,10 +22,12 @@ KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as 
 class Random:
     """Uniform random numbers: exactly those of torch's generator on a CPU with the same seed, without loading torch.
 
-    seed: at least 0, of which the lowest 32 bits count; None for another one each time.
+    seed: at least 0, of which the lowest 32 bits count; None for another one each time. Raises ChargptError for others.
     """
 
     def __init__(self, seed: int | None = None) -> None:
+        if seed is not None and (not isinstance(seed, Integral) or seed < 0):
+            raise ChargptError(f"seed is {seed!r}; it must be a whole number of at least 0, or None")
         self._state = np.random.RandomState(None if seed is None else seed & 0xFFFFFFFF)
 
     def integers(self, count: int) -> NDArray[np.uint64]:
@@ -78,7 +80,7 @@ def _pieces(
     """Yield the next ids of each row in pieces, (B, n) int64. work: characters times parameters of a piece."""
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     options = Options(
-        float(temperature), min(top_k or vocab_size, vocab_size), math.inf if top_p is None else float(top_p)
+        float(temperature), min(int(top_k or vocab_size), vocab_size), 1.0 if top_p is None else float(top_p)
     )
     # number of characters that are read again when the context is full
     kept = block_size if exact else max(1, block_size // KEPT_PART)

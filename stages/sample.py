@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from chargpt.decoder import place
@@ -32,6 +33,7 @@ def main(params: Params) -> None:
     )
     texts = [f"=== sample {i} ===\n{model.vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
     write_text("artifacts/sample.txt", "\n".join(texts))
+    print("sample: wrote artifacts/sample.txt; for more, type: chargpt generate", file=sys.stderr)
 
 
 if __name__ == "__main__":

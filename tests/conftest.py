@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import re
 import shutil
@@ -109,7 +108,7 @@ def choose(
 ) -> np.ndarray:
     """Draw one id per row, as `generate` does."""
     V = logits.shape[1]
-    return kernel.choose(logits, uniform, float(temperature), min(top_k or V, V), math.inf if top_p is None else top_p)
+    return kernel.choose(logits, uniform, float(temperature), min(top_k or V, V), 1.0 if top_p is None else top_p)
 
 
 # one slow example on a busy machine is no failure

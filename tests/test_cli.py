@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,12 +55,15 @@ def test_generate_refuses_in_one_line(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["generate", "inspect", "export"])
 def test_without_a_model_it_says_what_makes_one(tmp_path: Path, command: str) -> None:
+    wrong = "error: artifacts/model.safetensors: no such file"
     done = chargpt(command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "error: artifacts/model.safetensors: no such file; type: dvc repro --pull (which fetches it, or makes it)\n"
-    )
-    assert list(tmp_path.iterdir()) == []
+    assert done.stderr == f"{wrong} here; run from the project's root, or give a path\n"
+    (tmp_path / "dvc.yaml").touch()
+    done = chargpt(command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{wrong}; type: dvc repro --pull (which fetches it, or makes it)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
 
 
 @pytest.mark.system
@@ -180,7 +184,8 @@ def test_generate_from_and_to_a_file(folder: Path) -> None:
     assert (absent.returncode, absent.stderr) == (1, "error: absent.txt: No such file or directory\n")
     (folder / "prompt.txt").write_bytes(b"\xff")
     bad = chargpt("generate", "--prompt-file", "prompt.txt", cwd=folder)
-    assert (bad.returncode, bad.stderr) == (1, "error: prompt.txt: closed or not UTF-8 text; save it as UTF-8\n")
+    assert bad.returncode == 1
+    assert bad.stderr == "error: prompt.txt: byte 0 is not UTF-8 text; save the prompt as UTF-8\n"
 
 
 def test_check_outside_a_clone_gives_no_advice_but_one(tmp_path: Path) -> None:
@@ -218,9 +223,18 @@ def test_export_to_a_format_that_is_none(folder: Path, name: str) -> None:
 def test_export_over_a_file_or_the_pipelines_own(folder: Path) -> None:
     (folder / "notes").write_text("mine")
     assert "notes: is a file; choose a directory" in chargpt("export", "--output", "notes", cwd=folder).stderr
-    (folder / "artifacts/hf").mkdir(exist_ok=True)
+    done = chargpt("generate", "--output", "artifacts/model.safetensors", cwd=folder)
+    assert (done.returncode, "is the model itself and would replace it" in done.stderr) == (1, True)
+    shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    for name in ("artifacts/hf", "stages", "metrics"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in ("stages/train.py", "metrics/evaluate.json", "artifacts/sample.txt"):
+        (folder / name).write_text("mine")
+        done = chargpt("generate", "--output", f"../{folder.name}/{name}", cwd=folder)
+        assert (done.returncode, f"is the project's {name} and would replace it" in done.stderr) == (1, True)
     done = chargpt("export", "--output", "artifacts/hf", cwd=folder)
     assert (done.returncode, "is the project's artifacts/hf and would replace it" in done.stderr) == (1, True)
+    (folder / "dvc.yaml").unlink()
 
 
 def test_migrate(tmp_path: Path) -> None:

@@ -180,6 +180,11 @@ def test_damaged_and_full_caches_are_compiled_again(tmp_path: Path) -> None:
     code.write_bytes(code.read_bytes()[:3000])
     assert total(tmp_path, tmp_path) == COMPILES
     assert total(tmp_path, tmp_path) == ""
+    content = bytearray(code.read_bytes())
+    content[len(content) // 2] ^= 1  # in the machine code
+    code.write_bytes(content)
+    assert total(tmp_path, tmp_path) == COMPILES
+    assert total(tmp_path, tmp_path) == ""
 
 
 @pytest.mark.system

@@ -209,7 +209,7 @@ def test_a_clone_without_tags_gives_the_same_page(repo: Path, run: Run, tmp_path
     done = run("chargpt", "report", "--output", "other.html", cwd=tmp_path / "plain")
     assert done.stdout == "wrote other.html; no earlier version to compare with\n"
     for arguments, message in {
-        ("--output", "metrics/report.html"): "belongs to the evaluate stage; give another path with --output",
+        ("--output", "metrics/report.html"): "is the project's metrics/report.html and would replace it; give another",
         ("--output", "params.yaml"): "is the project's params.yaml and would replace it; give another path",
         ("--against", "nope"): "unknown Git revision 'nope'",
     }.items():

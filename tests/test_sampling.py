@@ -24,6 +24,12 @@ from chargpt.vocab import Vocab
 from tests.conftest import choose, model_file, random_model, write_params
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_what_is_no_seed(seed: Any) -> None:
+    with pytest.raises(ChargptError, match=f"^seed is {seed!r}; it must be a whole number of at least 0, or None"):
+        Random(seed)
+
+
 @pytest.mark.parametrize("seed", [0, 1337, 2**32 + 5, 2**63 - 1])
 def test_random_numbers_are_those_of_torch(seed: int) -> None:
     """So the same seed gives the same text as in releases that drew with torch."""
@@ -62,7 +68,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], u: float, p: f
     for q, i in zip(probs.tolist(), order.tolist(), strict=True):
         kept.append(i)
         mass += q
-        if mass >= p - 1e-12:
+        if p < 1 and mass >= p - 1e-12:
             break
     assert choose(row.numpy(), np.array([u]), top_p=p).item() in kept
 

@@ -110,12 +110,13 @@ def test_a_line_is_shown_regularly(
     with progress:
         progress.started(3, 90)
         progress.stepped([])
+        progress.stepped([])
         deadline = time.monotonic() + 20
         while progress.told < deadline - 19 and time.monotonic() < deadline:
             time.sleep(0.05)
     lines = capsys.readouterr().err.splitlines()
     assert 2 <= len(lines) <= 7
-    assert all(re.fullmatch(r"train: step 4/90, \d+ char/s, \d+ s left", line) for line in lines), lines
+    assert all(re.fullmatch(r"train: step 5/90, \d+ char/s, \d+ s left", line) for line in lines), lines
     time.sleep(0.5)
     assert capsys.readouterr().err == ""
 

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from chargpt.app.machine import limit_threads
 from chargpt.app.one_line import import_undisturbed, one_line_errors, silence_stdout
-from chargpt.app.outputs import MODEL, refuse_inputs, require_outputs
+from chargpt.app.outputs import MODEL, refuse_own, require_outputs
 from chargpt.errors import ChargptError, escape
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def generate(
     from chargpt.files import atomic_write
     from chargpt.sampling import Random, stream
 
-    refuse_inputs(output)
+    refuse_own(output, model)
     text = _read_prompt(prompt, prompt_file)
     if seed is not None and not 0 <= seed < 2**63:
         raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
@@ -136,8 +136,11 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     try:
         raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except (AttributeError, UnicodeDecodeError):
-        raise ChargptError(f"{prompt_file or 'standard input'}: closed or not UTF-8 text; save it as UTF-8") from None
+    except AttributeError:
+        raise ChargptError("standard input is closed; pass the text with --prompt") from None
+    except UnicodeDecodeError as error:
+        where = f"{prompt_file or 'standard input'}: byte {error.start}"
+        raise ChargptError(f"{where} is not UTF-8 text; save the prompt as UTF-8") from None
 
 
 @app.command()
@@ -177,7 +180,7 @@ def migrate(
     for name, path in {"--corpus": corpus, "--config": config, "--params-out": params_out}.items():
         if path is not None and os.path.realpath(path) == os.path.realpath(output):
             raise ChargptError(f"--output {output} is the file of {name} and would replace it; give another path")
-    refuse_inputs(output)
+    refuse_own(output)
     loop = params_edit.legacy_settings(config) if config and params_out else {}
     if params_out and (params_out.exists() or params_out.is_symlink()):  # refuse a bad one before writing anything
         params_edit.load_editable(params_out)
@@ -205,7 +208,7 @@ def export(
     """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
     from chargpt.model_file import read_metadata
 
-    refuse_inputs(output)
+    refuse_own(output, model)
     kind = output.suffix.lower()
     if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*|-", kind or output.name):
         raise ChargptError(
@@ -266,7 +269,7 @@ def report(
     import_undisturbed("torch")
     from chargpt.app.report import write_report
 
-    refuse_inputs(output)
+    refuse_own(output)
     previous = write_report(output, against, device)
     print(f"wrote {output}; " + (f"compared with {previous}" if previous else "no earlier version to compare with"))
 
@@ -340,7 +343,7 @@ def sweep(
     """Run a search for better parameters: each trial is a DVC experiment, on this machine or on a cluster."""
     from chargpt.app.sweep.submit import best, prepare, run
 
-    refuse_inputs(report)
+    refuse_own(report)
     begun = prepare(plan, new=report is None)
     if report is not None:
         from chargpt.app.sweep.page import write_page

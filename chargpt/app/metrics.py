@@ -28,7 +28,8 @@ def metrics_at(revision: str) -> dict[str, float]:
         return {}
     except Exception as error:  # for an unknown revision, libraries of DVC and git raise errors of many types
         raise ChargptError(
-            f"{revision}: {one_line(error)}; or in CI fetch the whole history (fetch-depth: 0)"
+            f"{revision}: {one_line(error)}; name one that `git log` or `dvc exp show` lists"
+            " (in CI, fetch the whole history: fetch-depth: 0)"
         ) from None
 
 

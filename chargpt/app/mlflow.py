@@ -33,7 +33,7 @@ def mirror(uri: str | None, name: str | None) -> tuple[int, int]:
     try:
         from mlflow import MlflowClient
     except ImportError:
-        raise ChargptError("mlflow is not installed; type: pip install 'chargpt[mlflow]'") from None
+        raise ChargptError("mlflow is not installed; type: pip install -c constraints.txt -e '.[mlflow]'") from None
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ChargptError("no MLflow store is named; pass --tracking-uri, or set MLFLOW_TRACKING_URI")

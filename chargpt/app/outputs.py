@@ -1,4 +1,4 @@
-"""Files of the pipeline: the outputs that commands read, and the inputs that no command may replace."""
+"""Files of the pipeline: those that commands read, and those that no command may replace."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from chargpt.app.params_file import PARAMS_FILE, load_params
+from chargpt.app.params_file import PARAMS_FILE, load_params, read_yaml
 from chargpt.errors import ChargptError
 
 MODEL, TOKENS = "artifacts/model.safetensors", "data/tokens.safetensors"
-EXPORT = "artifacts/hf"
-CURVE, METRICS, REPORT = "metrics/curves.tsv", "metrics/evaluate.json", "metrics/report.html"
+CURVE, METRICS = "metrics/curves.tsv", "metrics/evaluate.json"
 
 
 def require_outputs(*names: str) -> None:
     """Raise ChargptError that says how to make or fetch the first of these outputs that does not exist."""
     for name in names:
         if not Path(name).exists():
+            if not Path("dvc.yaml").exists():
+                raise ChargptError(f"{name}: no such file here; run from the project's root, or give a path")
             raise ChargptError(f"{name}: no such file; type: dvc repro --pull (which fetches it, or makes it)")
 
 
-def refuse_inputs(output: Path | None) -> None:
-    """Raise ChargptError if writing `output` would replace an input of the pipeline here, or its export."""
-    inputs = ["dvc.yaml", "dvc.lock", PARAMS_FILE, EXPORT]
+def refuse_own(output: Path | None, model: Path | None = None) -> None:
+    """Raise ChargptError if writing `output` would replace the model that is read, or a file of the pipeline here."""
+    if output is None:
+        return
+    if model and os.path.realpath(model) == os.path.realpath(output):
+        raise ChargptError(f"--output {output} is the model itself and would replace it; give another path")
+    names = {"dvc.yaml", "dvc.lock", PARAMS_FILE}
     with suppress(ChargptError):  # not in a project, or with a params.yaml that names no corpus
-        inputs.append(load_params().corpus)
-    for name in inputs:
-        if output and Path(name).exists() and os.path.realpath(name) == os.path.realpath(output):
+        names.add(load_params().corpus)
+    with suppress(ChargptError, KeyError, AttributeError, TypeError):  # likewise, or with a dvc.yaml of another form
+        for stage in read_yaml(Path("dvc.yaml"))["stages"].values():
+            for entry in (entry for part in ("deps", "outs", "metrics", "plots") for entry in stage.get(part, ())):
+                names |= {entry} if isinstance(entry, str) else set(entry)  # a string, or a mapping from the name
+    target = Path(os.path.realpath(output))
+    for name in sorted(names):
+        if Path(name).exists() and target.is_relative_to(os.path.realpath(name)):
             raise ChargptError(f"--output {output} is the project's {name} and would replace it; give another path")
 
 

@@ -31,7 +31,7 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse with the parser and version that DVC uses, so that every value reads as DVC reads it."""
     if not path.is_file():
-        raise ChargptError(f"{path}: no such file; run from the project's root")
+        raise ChargptError(f"{path}: no such file here; give its path, or run from the project's root")
     with path.open("rb") as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:

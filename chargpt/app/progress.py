@@ -70,7 +70,6 @@ class Progress(Monitor):
         self.step, self.max_iters = step, max_iters
         total, done = self.max_iters * self.batch, step * self.batch
         self.bar = tqdm(total=total, initial=done, unit="char", unit_scale=True, disable=not self.live, leave=False)
-        self.began = time.monotonic()
         if not self.live:
             threading.Thread(target=self._tell_regularly, daemon=True).start()
 
@@ -85,6 +84,8 @@ class Progress(Monitor):
         self.bar.update(self.batch)
         self.step += 1
         self.updates += 1
+        if self.updates == 1:  # the first one takes longer, and an evaluation came before it
+            self.began = time.monotonic()
         if self.live and len(losses) % 20 == 1:  # not every time: reading a loss makes a GPU wait
             self.bar.set_description_str(f"train {losses[-1].item():.3f} {self.row}", refresh=False)
 
@@ -98,8 +99,8 @@ class Progress(Monitor):
             self.say(f"step {row.step}/{self.max_iters}: train {row.train_loss:.4f} {self.row}{self._pace(row.step)}")
 
     def _pace(self, step: int) -> str:
-        """Characters per second and time left; empty before the first update."""
-        if not self.updates:
+        """Characters per second and time left; empty before the second update."""
+        if self.updates < 2:
             return ""
-        seconds = (time.monotonic() - self.began) / self.updates
+        seconds = (time.monotonic() - self.began) / (self.updates - 1)
         return f", {self.batch / seconds:.0f} char/s, {seconds * (self.max_iters - step):.0f} s left"

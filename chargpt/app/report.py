@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 
 from chargpt.app.git import git
 from chargpt.app.metrics import metrics_at, previous_version
-from chargpt.app.outputs import CURVE, METRICS, MODEL, REPORT, TOKENS, require_outputs
+from chargpt.app.outputs import CURVE, METRICS, MODEL, TOKENS, require_outputs
 from chargpt.errors import ChargptError
 from chargpt.files import read_json, write_text
 
@@ -24,8 +24,6 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
     from chargpt.report.curve import read_curve
     from chargpt.report.page import make_report
 
-    if os.path.realpath(output) == os.path.realpath(REPORT):
-        raise ChargptError(f"{output}: belongs to the evaluate stage; give another path with --output")
     if output.suffix.lower() != ".html" or git("ls-files", "--error-unmatch", "--", str(output)) is not None:
         raise ChargptError(f"{output}: not an .html file of its own; give another path with --output")
     require_outputs(MODEL, TOKENS, CURVE, METRICS)
@@ -38,5 +36,6 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
         previous = (against, metrics_at(against))
         if not previous[1]:
             raise ChargptError(f"{against}: has no {METRICS}; name a revision that has it with --against")
+    print("evaluating the model, for some seconds", file=sys.stderr)
     write_text(output, make_report(model, vocab, train_ids, val_ids, curve, previous).page)
     return previous[0] if previous else None

@@ -89,7 +89,9 @@ def prepare(path: str | Path, new: bool = True) -> Sweep:
         try:
             __import__(package)
         except ImportError:
-            raise ChargptError(f"{package} is not installed; type: pip install 'chargpt[sweep]'") from None
+            raise ChargptError(
+                f"{package} is not installed; type: pip install -c constraints.txt -e '.[sweep]'"
+            ) from None
     plan = load_plan(path)
     require_clone()
     folder = (SWEEPS / plan.name).absolute()
@@ -131,7 +133,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> None:
                 return
             time.sleep(LOOK_EVERY_S)
     except (KeyboardInterrupt, SystemExit):
-        say("stopping; the same command goes on")
+        say("stopping; the same command continues")
         raise
     finally:
         if sweep.plan.executor == "local":

@@ -37,7 +37,7 @@ class Stopped(ChargptError):
     """The sweep was interrupted. The trial goes on when a process takes its clone again."""
 
     def __init__(self) -> None:
-        super().__init__("stopped, because the sweep was; the same command goes on")
+        super().__init__("stopped, because the sweep was; the same command continues")
 
 
 class Failed(ChargptError):
