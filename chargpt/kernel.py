@@ -228,8 +228,7 @@ def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
             for d in range(hs):
                 k[t // LANES, d, t % LANES] = qkv[r, C + h * hs + d]
                 v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
-            for i in range(end):
-                scores[0, i] = f32(0)
+            clear(scores[:, :end])
             add_product(qkv[r : r + 1, h * hs : (h + 1) * hs], k[: end // LANES], scores)
             best, total = scores[0, 0], f32(0)
             for i in range(t + 1):

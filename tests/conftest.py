@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -155,6 +156,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     others = [item for item in items if item not in long]
     ends = [len(others) * n // parts for n in range(parts + 1)]
     items[:] = [item for n in range(parts) for item in long[n::parts] + others[ends[n] : ends[n + 1]]]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on, each another one."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 # a pipeline in a clone of its own

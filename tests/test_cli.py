@@ -234,7 +234,6 @@ def test_export_over_a_file_or_the_pipelines_own(folder: Path) -> None:
         assert (done.returncode, f"is the project's {name} and would replace it" in done.stderr) == (1, True)
     done = chargpt("export", "--output", "artifacts/hf", cwd=folder)
     assert (done.returncode, "is the project's artifacts/hf and would replace it" in done.stderr) == (1, True)
-    (folder / "dvc.yaml").unlink()
 
 
 def test_migrate(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 from chargpt.checkpoint import load_model
-from tests.conftest import TEXT, hear_hangups, set_value, write_params
+from tests.conftest import TEXT, free_ports, hear_hangups, set_value, write_params
 from tests.pipeline import ROOT
 
 pytestmark = pytest.mark.system
@@ -84,9 +83,7 @@ def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) ->
 def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path) -> None:
     """As the two commands in docs/scaling.md start them, each in a copy of its own."""
     shutil.copytree(prepared, tmp_path / "second", ignore=shutil.ignore_patterns("metrics", ".dvc"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_ports(1)[0])
     meet = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
     launch = "torchrun --nproc-per-node 1"
     first, second = (

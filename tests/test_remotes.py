@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
-from tests.conftest import IDENTITY, SIGNED, Run, set_value
+from tests.conftest import IDENTITY, SIGNED, Run, free_ports, set_value
 from tests.documents import blocks
 
 pytestmark = pytest.mark.remote
@@ -37,9 +37,7 @@ class Server:
     """`rclone serve` on a free loopback port, which can be killed and started again at the same address."""
 
     def __init__(self, kind: str, folder: Path, environment: dict[str, str], *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_ports(1)[0]}"
         self.folder = folder
         self.log = folder.with_suffix(".log")
         self._environment = environment

@@ -70,7 +70,10 @@ def test_top_p_keeps_the_fewest_that_reach_p(values: list[float], u: float, p: f
         mass += q
         if p < 1 and mass >= p - 1e-12:
             break
-    assert choose(row.numpy(), np.array([u]), top_p=p).item() in kept
+    choice = choose(row.numpy(), np.array([u]), top_p=p).item()
+    assert choice in kept
+    if p == 1:  # no restriction
+        assert choice == choose(row.numpy(), np.array([u])).item()
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, math.nextafter(1, 0)])

@@ -21,7 +21,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
-from tests.conftest import SIGNED, commit, environment_of, set_value
+from tests.conftest import SIGNED, commit, environment_of, free_ports, set_value
 
 plan = pytest.importorskip("chargpt.app.sweep.plan")
 pytest.importorskip("optuna", reason="optuna is not installed: pip install -e .[sweep]")
@@ -413,12 +413,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip("Slurm is not installed, or this is not root: apt-get install slurm-wlm munge")
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
     host = socket.gethostname().split(".")[0]
-    with socket.socket() as one, socket.socket() as other:
-        ports = []
-        for free in (one, other):
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    about = {"host": host, "user": "root", "folder": folder, "cores": os.cpu_count(), "ports": ports}
+    about = {"host": host, "user": "root", "folder": folder, "cores": os.cpu_count(), "ports": free_ports(2)}
     (folder / "slurm.conf").write_text(SLURM.format(**about))
     key = folder / "key"
     key.write_bytes(os.urandom(1024))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +15,7 @@ from chargpt.errors import ChargptError
 from chargpt.training import world as world_module
 from chargpt.training.monitor import Place, Stopped
 from chargpt.training.world import World
+from tests.conftest import free_ports
 from tests.pipeline import ROOT
 
 CPU = torch.device("cpu")
@@ -59,9 +59,7 @@ def test_two_processes() -> None:
 
     After an error the group is left as it is, because the other process may never come to leave it too.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(rank)],
