@@ -26,10 +26,10 @@ def checkpoint(number: int) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
-    from chargpt.data import read_tokens
     from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, choose_dialect, weigh_dialects
     from chargpt.legacy.directory import LegacyWeights, rename
-    from chargpt.vocab import Vocab
+    from chargpt.text.tokens import read_tokens
+    from chargpt.text.vocab import Vocab
     from tests.legacy_reference import LegacyModel
 
     torch.set_num_threads(1)

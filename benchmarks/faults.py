@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from chargpt.download import download
+from chargpt.text.download import download
 from tests import faults
 from tests.faults import Moment
 

@@ -33,14 +33,14 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path) -> None:
 
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["chargpt", "ruamel.yaml", "json"]):
-        import chargpt.app.params_edit
-        import chargpt.app.params_file
-        import chargpt.checkpoint
-        import chargpt.data
         import chargpt.files
         import chargpt.legacy.migration
+        import chargpt.model.file
         import chargpt.params
-        import chargpt.vocab  # noqa: F401
+        import chargpt.project.params_edit
+        import chargpt.project.params_file
+        import chargpt.text.tokens
+        import chargpt.text.vocab  # noqa: F401
     from tests import fuzzing
 
     target = fuzzing.TARGETS[name]

@@ -23,13 +23,13 @@ import torch
 import transformers
 import xllamacpp
 
-from chargpt.config import GPTConfig
 from chargpt.export.gguf import save_gguf
 from chargpt.export.huggingface import export
-from chargpt.model import GPT
-from chargpt.model_file import ModelFile
-from chargpt.sampling import generate
-from chargpt.vocab import Vocab
+from chargpt.inference.sampling import generate
+from chargpt.model.config import GPTConfig
+from chargpt.model.file import ModelFile
+from chargpt.model.gpt import GPT
+from chargpt.text.vocab import Vocab
 
 CONTEXT = 256
 ROUNDS = 5

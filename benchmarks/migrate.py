@@ -52,10 +52,10 @@ def parse(folder: Path) -> None:
 
 def migrate(folder: Path, dialect: str = "gelu-head") -> None:
     """What `chargpt migrate --dialect gelu-head` does."""
-    from chargpt.data import read_tokens, write_tokens
     from chargpt.legacy import migration
     from chargpt.legacy.directory import read_legacy
-    from chargpt.text import scan_text
+    from chargpt.text.corpus import scan_text
+    from chargpt.text.tokens import read_tokens, write_tokens
 
     vocab, length = scan_text(folder / "text.txt")
     write_tokens(folder / "tokens", folder / "text.txt", vocab, length, 0.1)
@@ -76,9 +76,9 @@ def migrate_auto(folder: Path) -> None:
 
 def evaluate(folder: Path) -> None:
     """The loss on the validation text, which is part of migrating."""
-    from chargpt.checkpoint import load_model
-    from chargpt.data import read_tokens
-    from chargpt.evaluation import evaluate
+    from chargpt.evaluation.loss import evaluate
+    from chargpt.model.file import load_model
+    from chargpt.text.tokens import read_tokens
 
     model, vocab = load_model(folder / "model.safetensors")
     evaluate(model, read_tokens(folder / "tokens", vocab)[1])
@@ -104,7 +104,7 @@ def load_text(folder: Path) -> None:
 
 def load_file(folder: Path) -> None:
     """The new file to a model, its hash checked."""
-    from chargpt.checkpoint import load_model
+    from chargpt.model.file import load_model
 
     load_model(folder / "model.safetensors")
 

@@ -21,8 +21,8 @@ RUNS = 5
 
 def ours(corpus: Path) -> None:
     """What the prepare stage does: vocabulary, then token ids to a file."""
-    from chargpt.data import write_tokens
-    from chargpt.text import scan_text
+    from chargpt.text.corpus import scan_text
+    from chargpt.text.tokens import write_tokens
 
     vocab, length = scan_text(corpus)
     write_tokens(corpus.with_suffix(".safetensors"), corpus, vocab, length, 0.1)
@@ -51,7 +51,7 @@ def main() -> None:
         import safetensors.torch  # noqa: F401
         import torch
 
-        import chargpt.data  # noqa: F401
+        import chargpt.text.tokens  # noqa: F401
 
         torch.set_num_threads(1)
         started = time.perf_counter()

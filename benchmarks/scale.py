@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from chargpt.model_file import read_metadata
+from chargpt.model.file import read_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARACTERS = np.frombuffer(b"\n !,.:;'?-" + bytes(range(65, 91)) + bytes(range(97, 123)), np.uint8)
@@ -68,10 +68,10 @@ def save_large_model(path: Path) -> None:
     """GPT-2's smaller sizes with a vocabulary of characters and other head count: 100 million parameters."""
     import torch
 
-    from chargpt.checkpoint import save_model
-    from chargpt.config import GPTConfig
-    from chargpt.model import GPT
-    from chargpt.vocab import Vocab
+    from chargpt.model.config import GPTConfig
+    from chargpt.model.file import save_model
+    from chargpt.model.gpt import GPT
+    from chargpt.text.vocab import Vocab
 
     torch.manual_seed(0)
     vocab = Vocab(sorted(CHARACTERS.tobytes().decode()))
@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print("| | seconds | peak MB |\n| --- | --- | --- |")
-        measure("imports alone", folder, "-c", "import torch, chargpt.training.loop, chargpt.sampling")
+        measure("imports alone", folder, "-c", "import torch, chargpt.training.loop, chargpt.inference.sampling")
         size = int(arguments.gigabytes * 1e9)
         write_text(folder / "text.txt", size)
         about = f"{arguments.gigabytes:g} GB of text"
@@ -114,7 +114,7 @@ def main() -> None:
         model = "artifacts/model.safetensors"
         measure("generate 5,000 characters with it", folder, *generate, model, "--max-tokens", "5000")
         measure("make and save 100 million parameters", folder, __file__, "--save-large-model", "large.safetensors")
-        load = "from chargpt.checkpoint import load_model; load_model('large.safetensors')"
+        load = "from chargpt.model.file import load_model; load_model('large.safetensors')"
         measure("load them, memory-mapped, hash checked", folder, "-c", load)
         measure("generate 1 character with them", folder, *generate, "large.safetensors", "--max-tokens", "1")
         measure("generate 500 characters with them", folder, *generate, "large.safetensors", "--max-tokens", "500")

@@ -38,10 +38,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ruamel.yaml import YAML
 
-from chargpt.app.params_file import load_params
-from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
-from chargpt.model_file import read_metadata
+from chargpt.model.file import load_model, read_metadata
+from chargpt.project.params_file import load_params
 from chargpt.training.inputs import TRAINING_KEYS
 from tests.conftest import IDENTITY, SIGNED, clone, environment_of, set_value
 

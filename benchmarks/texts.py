@@ -38,9 +38,9 @@ def growth_bits(compress: Any, train: bytes, val: bytes, characters: int) -> flo
 
 
 def main() -> None:
-    from chargpt.app.params_file import load_params
-    from chargpt.data import read_tokens, write_tokens
-    from chargpt.text import scan_text
+    from chargpt.project.params_file import load_params
+    from chargpt.text.corpus import scan_text
+    from chargpt.text.tokens import read_tokens, write_tokens
     from chargpt.training.loop import train
     from chargpt.training.monitor import Monitor
     from chargpt.training.start import new_model

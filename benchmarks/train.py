@@ -91,8 +91,8 @@ def run_baseline(started: float, steps: int, measure: bool) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
-    from chargpt.data import evaluation_batches, read_tokens
-    from chargpt.vocab import Vocab
+    from chargpt.text.tokens import evaluation_batches, read_tokens
+    from chargpt.text.vocab import Vocab
 
     data = dict(zip(("train", "val"), read_tokens("data/tokens.safetensors", Vocab.load("artifacts/vocab.json"))))  # noqa: B905
     T, B = SHAPE["block_size"], SHAPE["batch_size"]
@@ -155,14 +155,14 @@ def run_baseline(started: float, steps: int, measure: bool) -> dict[str, Any]:
 
 def run_chargpt(started: float, changes: dict[str, Any], evaluated: int | None = None) -> dict[str, Any]:
     """The library's own training with params.yaml and some changes; `evaluated` shortens the validation split."""
-    from chargpt.app.params_file import load_params
+    from chargpt.project.params_file import load_params
 
     params = load_params().model_copy(update=changes)
-    from chargpt.data import read_tokens
-    from chargpt.training.curve import Row
+    from chargpt.evaluation.curve import Row
+    from chargpt.text.tokens import read_tokens
+    from chargpt.text.vocab import Vocab
     from chargpt.training.loop import train
     from chargpt.training.start import new_model
-    from chargpt.vocab import Vocab
 
     vocab = Vocab.load("artifacts/vocab.json")
     train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)

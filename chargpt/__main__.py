@@ -6,7 +6,7 @@ Expected failures are reported in one line, including failures while modules are
 import io
 import sys
 
-from chargpt.app.one_line import one_line_errors
+from chargpt.runtime.exits import one_line_errors
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         # a path may contain characters that the terminal's encoding does not have
         sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors():
-        from chargpt.app.cli import app
+        from chargpt.cli.app import app
 
         app()
 

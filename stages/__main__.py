@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.app.one_line import import_undisturbed, one_line_errors
 from chargpt.errors import ChargptError
+from chargpt.runtime.exits import import_undisturbed, one_line_errors
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -23,9 +23,9 @@ LAST = "export"  # the stage that DVC runs last
 def main() -> None:
     """Run the stage that the first argument names."""
     with one_line_errors():
-        from chargpt.app.git import refuse_untracked_code
-        from chargpt.app.params_file import load_params
-        from chargpt.app.signals import remember_dvc
+        from chargpt.project.git import refuse_untracked_code
+        from chargpt.project.params_file import load_params
+        from chargpt.runtime.signals import remember_dvc
 
         remember_dvc()
         names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
@@ -34,7 +34,7 @@ def main() -> None:
         refuse_untracked_code()
         params = load_params()
         if sys.argv[1] in ("prepare", "train"):
-            from chargpt.app.check import require_prompt  # loads numpy
+            from chargpt.project.check import require_prompt  # loads numpy
 
             require_prompt(params)  # otherwise `sample` would find out, after the training
         run(sys.argv[1], params)
@@ -42,7 +42,7 @@ def main() -> None:
 
 def run(name: str, params: Params) -> None:
     """Run a stage, and give it what it needs besides the parameters."""
-    from chargpt.app import machine
+    from chargpt.runtime import machine
 
     machine.limit_threads()
     if name == "train":
@@ -52,7 +52,7 @@ def run(name: str, params: Params) -> None:
     else:
         import_undisturbed(f"stages.{name}").main(params)
     if name == LAST and "DVC_ROOT" in os.environ:
-        from chargpt.app.lock import note
+        from chargpt.project.lock import note
 
         if line := note():
             print(f"note: {line}", file=sys.stderr)
@@ -63,11 +63,11 @@ def train(params: Params) -> None:
 
     If `launch` names torchrun, torchrun starts several processes instead, and each of them runs this function.
     """
-    from chargpt.app import machine
-    from chargpt.app.launch import launch, launched, place
-    from chargpt.app.params_file import load_params
-    from chargpt.app.progress import Progress
-    from chargpt.app.signals import Stops
+    from chargpt.project.params_file import load_params
+    from chargpt.runtime import machine
+    from chargpt.runtime.progress import Progress
+    from chargpt.runtime.signals import Stops
+    from chargpt.runtime.torchrun import launch, launched, place
     from chargpt.training.monitor import Stopped, Surroundings
 
     if params.launch != "python" and not launched():

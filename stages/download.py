@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.download import OUTPUT, download, is_default_corpus, require_corpus
 from chargpt.files import atomic_write
+from chargpt.text.download import OUTPUT, download, is_default_corpus, require_corpus
 
 if TYPE_CHECKING:
     from chargpt.params import Params

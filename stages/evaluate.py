@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from chargpt.checkpoint import load_model
-from chargpt.data import read_tokens
 from chargpt.device import pick_device
+from chargpt.evaluation.curve import read_curve
+from chargpt.evaluation.page import make_report
 from chargpt.files import write_json, write_rows, write_text
-from chargpt.report.curve import read_curve
-from chargpt.report.page import make_report
+from chargpt.model.file import load_model
+from chargpt.text.tokens import read_tokens
 
 if TYPE_CHECKING:
     from chargpt.params import Params

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chargpt.export.huggingface import export
 from chargpt.files import finite_numbers, read_json
-from chargpt.model_file import read_metadata, read_model
+from chargpt.model.file import read_metadata, read_model
 
 if TYPE_CHECKING:
     from chargpt.params import Params

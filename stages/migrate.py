@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.data import read_tokens
 from chargpt.files import refuse_link, write_json, write_text
 from chargpt.legacy.directory import DoesNotFitCorpus, read_legacy
-from chargpt.vocab import Vocab
+from chargpt.text.tokens import read_tokens
+from chargpt.text.vocab import Vocab
 
 if TYPE_CHECKING:
     from chargpt.params import Params

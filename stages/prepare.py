@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from chargpt.data import split_sizes, write_tokens
 from chargpt.files import write_text
-from chargpt.text import scan_text
+from chargpt.text.corpus import scan_text
+from chargpt.text.tokens import split_sizes, write_tokens
 
 if TYPE_CHECKING:
     from chargpt.params import Params

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from chargpt.decoder import place
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
-from chargpt.model_file import read_model
-from chargpt.sampling import Random, generate
+from chargpt.inference.decoder import place
+from chargpt.inference.sampling import Random, generate
+from chargpt.model.file import read_model
 
 if TYPE_CHECKING:
     from chargpt.params import Params

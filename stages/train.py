@@ -6,21 +6,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chargpt.checkpoint import load_model, save_model
-from chargpt.data import read_tokens
 from chargpt.device import pick_device, share_cores
 from chargpt.errors import ChargptError
-from chargpt.training.curve import Curve
+from chargpt.evaluation.curve import Curve
+from chargpt.model.file import load_model, save_model
+from chargpt.text.tokens import read_tokens
+from chargpt.text.vocab import Vocab
+from chargpt.training.checkpoint import State
 from chargpt.training.inputs import check_unchanged, code_files, environment_inputs, read_inputs, training_values
 from chargpt.training.loop import train
 from chargpt.training.monitor import Surroundings
+from chargpt.training.processes import World
 from chargpt.training.start import continued_model, new_model
-from chargpt.training.state import State
-from chargpt.training.world import World
-from chargpt.vocab import Vocab
 
 if TYPE_CHECKING:
-    from chargpt.model import GPT
+    from chargpt.model.gpt import GPT
     from chargpt.params import Params
 
 VOCAB, TOKENS, MIGRATED = "artifacts/vocab.json", "data/tokens.safetensors", "artifacts/migrated.safetensors"

@@ -21,14 +21,14 @@ import torch
 import zc.lockfile
 from ruamel.yaml import YAML
 
-from chargpt import kernel
 from chargpt.__main__ import main
-from chargpt.app.params_file import load_params
-from chargpt.config import GPTConfig
-from chargpt.model import GPT
-from chargpt.model_file import ModelFile
+from chargpt.inference import kernel
+from chargpt.model.config import GPTConfig
+from chargpt.model.file import ModelFile
+from chargpt.model.gpt import GPT
 from chargpt.params import Params
-from chargpt.vocab import Vocab
+from chargpt.project.params_file import load_params
+from chargpt.text.vocab import Vocab
 from tests.pipeline import ROOT
 
 # a pipeline run at this size takes seconds

@@ -87,7 +87,7 @@ def inputs(stage: str, corpus: str) -> list[str]:
 
 def moments(stage: str) -> dict[str, Moment]:
     """When a signal is worst: while libraries load, before the first output is in its place, before the last is."""
-    library = {"download": "chargpt.download", "prepare": "numpy"}.get(stage, "torch")
+    library = {"download": "chargpt.text.download", "prepare": "numpy"}.get(stage, "torch")
     loading = {"import": Moment("import", library)}
     if library == "torch":  # whose own code discards exceptions while it loads numpy
         loading["numpy"] = Moment("import", "numpy.linalg")

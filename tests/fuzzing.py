@@ -36,21 +36,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from chargpt import text as texts
-from chargpt.app.params_edit import legacy_settings
-from chargpt.app.params_file import load_params
-from chargpt.checkpoint import load_model, save_model
-from chargpt.config import GPTConfig
-from chargpt.data import read_tokens, write_tokens
 from chargpt.errors import ChargptError
+from chargpt.inference.sampling import generate
 from chargpt.legacy import values
 from chargpt.legacy.dialect import build_model
 from chargpt.legacy.directory import expected_shapes, read_legacy
-from chargpt.model import GPT
-from chargpt.model_file import read_metadata
-from chargpt.sampling import generate
-from chargpt.text import read_text, scan_text
-from chargpt.vocab import Vocab
+from chargpt.model.config import GPTConfig
+from chargpt.model.file import load_model, read_metadata, save_model
+from chargpt.model.gpt import GPT
+from chargpt.project.params_edit import legacy_settings
+from chargpt.project.params_file import load_params
+from chargpt.text import corpus as texts
+from chargpt.text.corpus import read_text, scan_text
+from chargpt.text.tokens import read_tokens, write_tokens
+from chargpt.text.vocab import Vocab
 from tests.legacy_reference import write_legacy
 from tests.pipeline import ROOT
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from chargpt.app.launch import place
-from chargpt.app.params_file import load_params
 from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
-from chargpt.training.curve import Row
+from chargpt.evaluation.curve import Row
+from chargpt.project.params_file import load_params
+from chargpt.runtime.torchrun import place
 from chargpt.training.loop import train
 from chargpt.training.monitor import Place
+from chargpt.training.processes import World
 from chargpt.training.start import new_model
-from chargpt.training.world import World
 from tests.conftest import write_params
 from tests.pipeline import ROOT
 
@@ -111,10 +111,10 @@ def test_bfloat16_learns_alike(tmp_path: Path) -> None:
 def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", compile=True)
     code = (
-        "from chargpt.app.one_line import one_line_errors\n"
+        "from chargpt.runtime.exits import one_line_errors\n"
         "from chargpt.device import pick_device\n"
-        "from chargpt.training.world import World\n"
-        "from chargpt.app.params_file import load_params\n"
+        "from chargpt.training.processes import World\n"
+        "from chargpt.project.params_file import load_params\n"
         "from chargpt.training.loop import wrap\n"
         "from chargpt.training.start import new_model\n"
         "params = load_params()\n"

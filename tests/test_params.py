@@ -9,9 +9,9 @@ import pytest
 from dvc.utils.serialize import load_yaml
 from pydantic import ValidationError
 
-from chargpt.app.params_file import load_params
 from chargpt.errors import ChargptError
 from chargpt.params import Params, allowed, check_params, check_value, show_value
+from chargpt.project.params_file import load_params
 from tests.conftest import write_params
 from tests.pipeline import ROOT
 

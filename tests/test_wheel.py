@@ -13,9 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from chargpt.checkpoint import save_model
-from chargpt.model import GPT
-from chargpt.vocab import Vocab
+from chargpt.model.file import save_model
+from chargpt.model.gpt import GPT
+from chargpt.text.vocab import Vocab
 from tests.pipeline import ROOT
 
 pytestmark = pytest.mark.system

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from chargpt.model_file import ModelFile
+from chargpt.model.file import ModelFile
 
 MAX_SHOWN = 500  # characters of the vocabulary
 FRONT_MATTER = {"library_name": "transformers", "pipeline_tag": "text-generation"}  # read by the Hugging Face Hub

@@ -10,7 +10,7 @@ from gguf import MODEL_ARCH, GGUFWriter, LlamaFileType, TokenType, get_tensor_na
 from chargpt.errors import ChargptError
 from chargpt.export.layout import gpt2_layout, special_tokens
 from chargpt.files import atomic_path, write_text
-from chargpt.model_file import ModelFile
+from chargpt.model.file import ModelFile
 
 SPACE = "\u2581"  # stands for a space in tokenizers of the SentencePiece kind
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # llama.cpp reads a character outside the vocabulary as these

@@ -13,9 +13,9 @@ from chargpt.export.card import model_card
 from chargpt.export.layout import gpt2_layout, special_tokens
 from chargpt.export.onnx import fits, gpt2_graph, write_onnx
 from chargpt.files import TEMPORARY, remove_leftovers, write_json, write_text
-from chargpt.model_file import ModelFile
+from chargpt.model.file import ModelFile
 from chargpt.tensors import write_tensors
-from chargpt.vocab import Vocab
+from chargpt.text.vocab import Vocab
 
 VLLM_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # units; cpu_attn.py of vLLM 0.32
 ONNX = "onnx/model.onnx"  # where transformers.js looks for it

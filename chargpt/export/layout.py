@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
-from chargpt.model_file import ModelFile
+from chargpt.model.config import GPTConfig
+from chargpt.model.file import ModelFile
 from chargpt.tensors import is_finite
-from chargpt.vocab import Vocab
+from chargpt.text.vocab import Vocab
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

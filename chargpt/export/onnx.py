@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from chargpt.errors import ChargptError
 from chargpt.export.layout import Floats, gpt2_layout
 from chargpt.files import atomic_write
-from chargpt.model_file import ModelFile
+from chargpt.model.file import ModelFile
 
 OPSET, IR_VERSION = 17, 8  # the oldest with the operator LayerNormalization
 LARGEST = 1_900_000_000  # bytes of weights; an ONNX file that contains its weights is limited to 2 GiB

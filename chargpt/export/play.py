@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
-from chargpt.model_file import ModelFile
-from chargpt.sampling import KEPT_PART
+from chargpt.inference.sampling import KEPT_PART
+from chargpt.model.file import ModelFile
 
 MAX_BYTES = 300_000_000  # of weights; browsers hold a text of about 500 million characters
 

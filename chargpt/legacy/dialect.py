@@ -22,11 +22,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from chargpt.config import Activation, AttentionScale, GPTConfig
-from chargpt.data import Ids
-from chargpt.evaluation import character_losses
+from chargpt.evaluation.loss import character_losses
 from chargpt.legacy.directory import DoesNotFitCorpus, LegacyWeights
-from chargpt.model import GPT
+from chargpt.model.config import Activation, AttentionScale, GPTConfig
+from chargpt.model.gpt import GPT
+from chargpt.text.tokens import Ids
 
 DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
 FIRST = 10_000  # characters that are read first; then as many again as were read so far, and so on

@@ -16,7 +16,7 @@ import numpy as np
 from chargpt.errors import ChargptError, escape
 from chargpt.files import read_json, refuse_link
 from chargpt.legacy.values import Array, printable, read_shape, read_values
-from chargpt.vocab import Vocab
+from chargpt.text.vocab import Vocab
 
 MAX_REPORTED = 20  # problems named in one report; the others are only counted
 MAX_FILES = 50_000  # a model with 100 layers of 100 heads has fewer

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from chargpt.checkpoint import save_model
-from chargpt.data import Ids
 from chargpt.errors import ChargptError
-from chargpt.evaluation import evaluate
+from chargpt.evaluation.loss import evaluate
 from chargpt.legacy.dialect import Evidence, build_model, choose_dialect, weigh_dialects
 from chargpt.legacy.directory import LegacyWeights
-from chargpt.model_file import read_model
-from chargpt.vocab import Vocab
+from chargpt.model.file import read_model, save_model
+from chargpt.text.tokens import Ids
+from chargpt.text.vocab import Vocab
 
 
 @dataclass(frozen=True)

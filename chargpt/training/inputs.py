@@ -19,7 +19,7 @@ from chargpt.errors import ChargptError
 
 if TYPE_CHECKING:
     from chargpt.params import Params
-    from chargpt.training.world import World
+    from chargpt.training.processes import World
 
 # the keys that determine the weights; the train stage reads them, and the model file records them
 TRAINING_KEYS = {

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from chargpt.data import Ids, training_batch
 from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
-from chargpt.evaluation import evaluate
-from chargpt.model import GPT
-from chargpt.training.curve import Row, overfitting
+from chargpt.evaluation.curve import Row, overfitting
+from chargpt.evaluation.loss import evaluate
+from chargpt.model.gpt import GPT
+from chargpt.text.tokens import Ids, training_batch
+from chargpt.training.checkpoint import State
 from chargpt.training.monitor import Monitor, Stopped
+from chargpt.training.processes import World
 from chargpt.training.run import Run
 from chargpt.training.schedule import Schedule, make_schedule
-from chargpt.training.state import State
-from chargpt.training.world import World
 
 if TYPE_CHECKING:
     from chargpt.params import Params

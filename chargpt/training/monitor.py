@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from chargpt.evaluation.curve import Row
     from chargpt.params import Params
-    from chargpt.training.curve import Row
 
 
 SAVE_EVERY_S = 15.0  # seconds between two saves of the state

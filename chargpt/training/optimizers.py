@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from chargpt.model import GPT
+from chargpt.model.gpt import GPT
 
 if TYPE_CHECKING:
     from chargpt.params import Params

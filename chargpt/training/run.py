@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from chargpt.model import GPT
-from chargpt.training.curve import Row
+from chargpt.evaluation.curve import Row
+from chargpt.model.gpt import GPT
 from chargpt.training.optimizers import make_optimizers
 
 if TYPE_CHECKING:
     from chargpt.params import Params
-    from chargpt.training.world import World
+    from chargpt.training.processes import World
 
 
 class Run:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chargpt.data import epoch_parts
+from chargpt.text.tokens import epoch_parts
 
 if TYPE_CHECKING:
     from chargpt.params import Params

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chargpt.config import GPTConfig
 from chargpt.errors import ChargptError
-from chargpt.model import GPT
+from chargpt.model.config import GPTConfig
+from chargpt.model.gpt import GPT
 
 if TYPE_CHECKING:
     from chargpt.params import Params

@@ -1,0 +1,116 @@
+"""Where a model's loss comes from: by position in the context, by character, and along a stretch of text."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chargpt.evaluation.loss import character_losses
+from chargpt.model.gpt import GPT
+from chargpt.text.tokens import Ids, evaluation_batches
+from chargpt.text.vocab import Vocab
+
+HARDEST = 15  # number of characters that are listed
+RARE = 0.0005  # fraction of the text; a rarer character is not listed, because its mean loss is left to chance
+NAMES = {"\n": "\u23ce", " ": "\u2423", "\t": "\u21e5"}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The losses of a split: sums in nats (float64) and counts (int64), by position and by character.
+
+    Arrays by position: (block_size,); entry i is about predictions from i + 1 characters.
+    Arrays by character: (vocab_size,); entry i is about the character with id i.
+    """
+
+    position_nats: NDArray[np.float64]
+    position_counts: NDArray[np.int64]
+    character_nats: NDArray[np.float64]
+    character_counts: NDArray[np.int64]
+
+    @property
+    def val_loss(self) -> float:
+        """The mean loss over the split, in nats per character."""
+        return float(self.position_nats.sum() / self.position_counts.sum())
+
+    def positions(self) -> list[tuple[int, float]]:
+        """Pairs (n, mean loss in nats of the predictions from n characters)."""
+        rows = zip(self.position_nats, self.position_counts, strict=True)
+        return [(seen, round(nats / count, 6)) for seen, (nats, count) in enumerate(rows, start=1) if count]
+
+    def hardest(self, vocab: Vocab) -> list[tuple[str, int, float]]:
+        """The characters with the highest mean loss, hardest first: visible name, count, mean loss in nats.
+
+        Characters that make up less than RARE of the text are left out.
+        """
+        least = max(1.0, RARE * self.character_counts.sum())
+        ids = np.flatnonzero(self.character_counts >= least)
+        means = self.character_nats[ids] / self.character_counts[ids]
+        order = np.argsort(-means, kind="stable")[:HARDEST]
+        return [
+            (visible(vocab.itos[i]), int(self.character_counts[i]), round(m, 6))
+            for i, m in zip(ids[order], means[order], strict=True)
+        ]
+
+
+def analyse(model: GPT, ids: Ids) -> Analysis:
+    """Compute the exact losses over a split in one pass and constant memory. ids: (N,) unsigned integers, N >= 2."""
+    block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    position_nats, character_nats = np.zeros(block_size), np.zeros(vocab_size)
+    position_counts, character_counts = np.zeros(block_size, np.int64), np.zeros(vocab_size, np.int64)
+    for targets, nats in character_losses(model, ids):
+        (rows, length), flat = targets.shape, targets.flatten().numpy()
+        position_nats[:length] += nats.double().sum(0).numpy()
+        position_counts[:length] += rows
+        character_nats += np.bincount(flat, nats.double().flatten().numpy(), vocab_size)
+        character_counts += np.bincount(flat, minlength=vocab_size)
+    return Analysis(position_nats, position_counts, character_nats, character_counts)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A character of a text, and what the model expected at its place.
+
+    probability: what the model gave this character. likeliest: the likeliest characters and their probabilities.
+    """
+
+    character: str
+    probability: float
+    likeliest: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def predictions(model: GPT, vocab: Vocab, ids: Ids, alternatives: int = 5) -> list[Prediction]:
+    """What the model expected at each character of `ids` but the first, in the same windows as in evaluation.
+
+    ids: (N,) unsigned integers, N >= 2. alternatives: how many of the likeliest characters to return.
+    """
+    found = []
+    for batch in evaluation_batches(ids, model.config.block_size, 1):
+        idx, targets = (torch.from_numpy(part) for part in batch)
+        probabilities = model(idx.to(model.wte.weight.device))[0].softmax(-1).cpu()
+        given = probabilities.gather(1, targets[0, :, None])[:, 0]
+        top, top_ids = probabilities.topk(min(alternatives, len(vocab)))
+        for target, p, row, row_ids in zip(
+            targets[0].tolist(), given.tolist(), top.tolist(), top_ids.tolist(), strict=True
+        ):
+            likeliest: list[tuple[str, Any]] = [(vocab.itos[i], q) for i, q in zip(row_ids, row, strict=True)]
+            found.append(Prediction(vocab.itos[target], p, likeliest))
+    return found
+
+
+def visible(character: str) -> str:
+    """A character in a visible form, for charts and tables.
+
+    Space, tab and line end become symbols, and other characters that do not print become their code point, `U+0007`.
+    """
+    if character in NAMES:
+        return NAMES[character]
+    if unicodedata.combining(character):
+        return "\u25cc" + character
+    return character if character.isprintable() else f"U+{ord(character):04X}"

@@ -1,0 +1,93 @@
+"""The training curve: losses by step, a tab-separated table that grows line by line while training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TextIO
+
+from chargpt.errors import ChargptError
+
+# nats per character: a rise of the validation loss, and a distance to the training loss, that count as overfitting
+RISE, GAP = 0.01, 0.4
+MAX_DRAWN = 1e30  # larger values overflow the axes of a chart
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of the training curve. step: updates made so far. Losses are in nats per character."""
+
+    step: int
+    train_loss: float
+    val_loss: float
+    lr: float
+
+    def __str__(self) -> str:
+        return f"{self.step}\t{self.train_loss:.6f}\t{self.val_loss:.6f}\t{self.lr:.8g}\n"
+
+
+HEADER = "\t".join(field.name for field in fields(Row)) + "\n"
+
+
+class Curve:
+    """Writes the table: the first row creates the file, and each row appears at once, so that it can be watched."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> Curve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def add(self, row: Row) -> None:
+        """Append one row."""
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)  # it may be a link into DVC's cache, which must not change
+            self.file = self.path.open("w", newline="\n", buffering=1)
+            self.file.write(HEADER)
+        self.file.write(str(row))
+
+
+def read_curve(path: str | Path) -> list[Row]:
+    """Read the table. A last line without a line end is still being written, and is left out.
+
+    Raises ChargptError if the file is missing or not a training curve.
+    """
+    if not Path(path).is_file():
+        raise ChargptError(f"{path}: no such file; run: dvc repro")
+    try:
+        header, *lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        cells = [line.split("\t") for line in lines if line.endswith("\n")]
+        rows = [Row(int(step), *map(float, rest)) for step, *rest in cells]
+        if header != HEADER or not all(abs(value) < MAX_DRAWN for row in rows for value in astuple(row)):  # or nan
+            raise ValueError
+        return rows
+    except (TypeError, ValueError):
+        raise ChargptError(f"{path}: not a training curve; run: dvc repro -f train") from None
+
+
+def overfitting(rows: Sequence[Row]) -> str:
+    """What the curve of a finished run says about overfitting, and what to change; empty if it says nothing.
+
+    rows: one or more, in the order of their steps.
+    """
+    last, best = rows[-1], min(rows, key=lambda row: row.val_loss)
+    gap = last.val_loss - last.train_loss
+    if last.val_loss > best.val_loss + RISE:
+        return (
+            f"the model overfits: the validation loss rose from {best.val_loss:.4f} at step {best.step} to"
+            f" {last.val_loss:.4f}; try -S max_iters={max(best.step, rows[1].step // 2)},"
+            " a higher weight_decay or dropout"
+        )
+    if gap > GAP:
+        return (
+            f"the model overfits: at the end, the training loss is {gap:.2f} below the validation loss;"
+            " try fewer max_iters, a higher weight_decay or dropout"
+        )
+    return ""

@@ -1,0 +1,113 @@
+"""How much of a text occurs word for word in the training text: what a model recites instead of writing it.
+
+Passages are compared by a hash, a polynomial modulo 2^64 of random numbers that stand for the characters (source: Karp
+and Rabin 1987). The training text is read piece by piece, so memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.inference.sampling import Random, generate
+from chargpt.model.gpt import GPT
+from chargpt.text.tokens import Ids
+
+PASSAGE = 20  # characters; shorter passages are in the training text by chance
+PIECE = 1 << 20  # characters of the training text that are compared at once
+Hashes = NDArray[np.uint64]
+
+
+ROWS, LENGTH = 32, 500  # texts that the model writes, and their characters
+TEMPERATURE = 0.8  # what `chargpt generate` takes if no other is given
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What a text has in common with the training text.
+
+    longest: the longest passage that occurs in both, (L,) unsigned ids. share: of the text's passages of PASSAGE
+    characters, the part that occurs in the training text, in [0, 1].
+    """
+
+    longest: Ids
+    share: float
+
+
+def recite(model: GPT, train_ids: Ids, val_ids: Ids) -> tuple[Copies, Copies]:
+    """What the model's own texts have in common with the training text, and what the validation text has.
+
+    Both are ROWS texts of LENGTH characters, or of as many as there are. Each text of the model starts from the
+    character before the validation text that it is compared with. train_ids, val_ids: (N,) unsigned, N >= 2.
+    """
+    length = min(LENGTH, len(val_ids) - 1)
+    starts = np.linspace(0, len(val_ids) - 1 - length, ROWS).astype(np.int64)
+    written = generate(model, val_ids[starts, None], length, temperature=TEMPERATURE, random=Random(0))
+    theirs = val_ids[starts[:, None] + np.arange(1, length + 1)]
+    return find_copies(written[:, 1:].astype(val_ids.dtype), train_ids), find_copies(theirs, train_ids)
+
+
+def find_copies(texts: Ids, train_ids: Ids) -> Copies:
+    """Compare texts with the training text.
+
+    texts: (R, T) unsigned ids, R texts of T characters; a passage lies within one of them. train_ids: (N,) unsigned.
+    """
+    top = int(max(texts.max(), train_ids.max()))
+    numbers = np.random.default_rng(0).integers(0, 2**64, top + 1, dtype=np.uint64)
+    values = numbers[texts]
+    passages = hashes(values, PASSAGE)
+    found = np.zeros(passages.shape, bool)
+    longest, where = 0, (0, 0)
+    for piece in _pieces(train_ids, texts.shape[1]):
+        known = numbers[piece]
+        found |= _occur(passages, hashes(known, PASSAGE))
+        shortest, too_long = longest + 1, texts.shape[1] + 1
+        length = shortest  # first only whether there is a longer one; then the longest, by bisection
+        while shortest < too_long:
+            common = _occur(hashes(values, length), hashes(known, length))
+            if common.any():
+                longest, where = length, tuple(np.argwhere(common)[0])
+                shortest = length + 1
+            elif length == shortest:
+                break
+            else:
+                too_long = length
+            length = (shortest + too_long) // 2
+    row, start = where
+    return Copies(texts[row, start : start + longest], float(found.mean()) if found.size else 0.0)
+
+
+def _pieces(ids: Ids, overlap: int) -> Iterator[Ids]:
+    """The ids in pieces, each of which repeats the end of the one before, so that no passage is cut."""
+    for start in range(0, len(ids), PIECE):
+        yield ids[start : start + PIECE + overlap - 1]
+
+
+def hashes(values: Hashes, length: int) -> Hashes:
+    """The hash of each window of `length` values along the last axis, (..., max(0, N - length + 1)) uint64."""
+    count = max(0, values.shape[-1] - length + 1)
+    total = np.zeros((*values.shape[:-1], count), np.uint64)
+    if not count:
+        return total
+    # windows of 1, 2, 4, ... values; those whose sizes add up to `length` are put together
+    window, size, factor, done = values, 1, np.uint64(0x9E3779B97F4A7C15), 0
+    while size <= length:
+        if length & size:
+            total = total * factor + window[..., done : done + count]
+            done += size
+        window = window[..., :-size] * factor + window[..., size:]
+        with np.errstate(over="ignore"):  # modulo 2^64
+            factor, size = factor * factor, 2 * size
+    return total
+
+
+def _occur(some: Hashes, many: Hashes) -> NDArray[np.bool_]:
+    """Which of `some` occur among `many`; as np.isin, but faster for few among many."""
+    if not some.size or not many.size:
+        return np.zeros(some.shape, bool)
+    ordered = np.unique(some)
+    nearest = ordered[np.searchsorted(ordered, many).clip(max=len(ordered) - 1)]
+    return np.isin(some, many[nearest == many])

@@ -1,0 +1,382 @@
+"""Read characters and choose the next one on a processor: the arithmetic of `model.py` as loops, compiled by Numba.
+
+For one character of a small model, calling a library for each operation takes longer than the arithmetic. Compiled
+together, all operations of many characters are one call. Tests compare the result with `model.py`.
+
+Shapes in comments: R texts times positions, K and N widths of a matrix, B texts, S new positions, L n_layer,
+T block_size, and the letters of `model.py`. N' is N rounded up to whole vectors, with zeros behind N: a loop over whole
+vectors has no slow rest. A matrix (K, N) is kept as (N' / LANES, K, LANES), in the order in which it is read.
+A row's result does not depend on the other rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.inference.compiled import compiled, inlined, inlined_in_order
+from chargpt.inference.vectors import LANES, add_multiple, load, store
+from chargpt.model.config import GPTConfig
+
+f32 = np.float32
+Floats = NDArray[np.float32]
+
+
+class Weights(NamedTuple):
+    """The weights of a model in float32, those of all layers together. Matrices are from inputs to outputs."""
+
+    wte: Floats  # (V, C')
+    wpe: Floats  # (T, C')
+    ln_1: Floats  # (L, 2, C): weight and bias; ln_2 and ln_f likewise
+    c_attn: Floats  # L matrices (C, 3C); the queries contain the attention scale
+    attn_proj: Floats  # L matrices (C, C)
+    attn_bias: Floats  # (L, C')
+    ln_2: Floats
+    c_fc: Floats  # L matrices (C, 4C)
+    fc_bias: Floats  # (L, (4C)')
+    mlp_proj: Floats  # L matrices (4C, C)
+    mlp_bias: Floats  # (L, C')
+    ln_f: Floats  # (2, C)
+    lm_head: Floats  # a matrix (C, V)
+    head_bias: Floats  # (V',)
+
+
+def aligned(*shape: int) -> Floats:
+    """Zeros that begin at a multiple of 64 bytes: from elsewhere, reading a vector register takes twice as long."""
+    size = 4 * math.prod(shape)
+    room = np.zeros(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(f32).reshape(shape)
+
+
+def wide(values: Floats) -> Floats:
+    """values (..., N) as (..., N')."""
+    N = values.shape[-1]
+    made = aligned(*values.shape[:-1], -(-N // LANES) * LANES)
+    made[..., :N] = values
+    return made
+
+
+def packed(values: Floats) -> Floats:
+    """Matrices (L, N, K), from outputs to inputs, as (L, N' / LANES, K, LANES)."""
+    L, N, K = values.shape
+    made = aligned(L, -(-N // LANES), K, LANES)
+    for n in range(0, N, LANES):
+        made[:, n // LANES, :, : N - n] = values[:, n : n + LANES].swapaxes(1, 2)
+    return made
+
+
+def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
+    """A copy of a model's weights. weights: by their names in `GPT`, float32."""
+
+    def each(name: str) -> Floats:
+        return np.stack([weights[f"h.{layer}.{name}"] for layer in range(config.n_layer)])
+
+    def norms(name: str) -> Floats:
+        return np.stack([each(f"{name}.weight"), each(f"{name}.bias")], axis=1)
+
+    c_attn = each("attn.c_attn.weight")
+    c_attn[:, : config.n_embd] *= f32(config.scale)
+    return Weights(
+        wte=wide(weights["wte.weight"]),
+        wpe=wide(weights["wpe.weight"]),
+        ln_1=norms("ln_1"),
+        c_attn=packed(c_attn),
+        attn_proj=packed(each("attn.c_proj.weight")),
+        attn_bias=wide(each("attn.c_proj.bias")),
+        ln_2=norms("ln_2"),
+        c_fc=packed(each("mlp.c_fc.weight")),
+        fc_bias=wide(each("mlp.c_fc.bias")),
+        mlp_proj=packed(each("mlp.c_proj.weight")),
+        mlp_bias=wide(each("mlp.c_proj.bias")),
+        ln_f=np.stack([weights["ln_f.weight"], weights["ln_f.bias"]]),
+        lm_head=packed(weights["lm_head.weight"][None])[0],
+        head_bias=wide(weights["lm_head.bias"]),
+    )
+
+
+class Cache(NamedTuple):
+    """The keys and values of B texts; behind the positions that have been read, anything."""
+
+    keys: Floats  # for each layer, text and head a matrix (hs, T)
+    values: Floats  # for each a matrix (T, hs)
+
+
+def new_cache(config: GPTConfig, batch_size: int) -> Cache:
+    """An empty cache."""
+    c, hs = config, config.n_embd // config.n_head
+    heads = (c.n_layer, batch_size, c.n_head)
+    return Cache(
+        aligned(*heads, -(-c.block_size // LANES), hs, LANES),
+        aligned(*heads, -(-hs // LANES), c.block_size, LANES),
+    )
+
+
+@inlined
+def exp(x: Any) -> Any:
+    """e ** x for x <= 0, within 3e-7 of the result: 2 ** n times a polynomial in the rest."""
+    x = max(x, f32(-87))  # e ** -87 is close to the smallest float32
+    n = np.int32(x * f32(1 / math.log(2)) - f32(0.5))
+    rest = x - f32(n) * f32(0.693359375) + f32(n) * f32(2.12194440e-4)  # the two add up to n ln(2), more exactly
+    power = f32(1) + rest * (
+        f32(1)
+        + rest * (f32(1 / 2) + rest * (f32(1 / 6) + rest * (f32(1 / 24) + rest * (f32(1 / 120) + rest * f32(1 / 720)))))
+    )
+    return power * np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@inlined
+def gelu(row: Any) -> None:
+    """x times the normal distribution's share below x, in place, within 3e-7 |x|.
+
+    Source of the polynomial: Abramowitz and Stegun 1964, 7.1.26.
+    """
+    for i in range(row.shape[0]):
+        size = abs(row[i])
+        z = size * f32(math.sqrt(0.5))
+        t = f32(1) / (f32(1) + f32(0.3275911) * z)
+        above = (
+            t
+            * f32(0.5)
+            * (
+                f32(0.254829592)
+                + t * (f32(-0.284496736) + t * (f32(1.421413741) + t * (f32(-1.453152027) + t * f32(1.061405429))))
+            )
+        )
+        row[i] = max(row[i], f32(0)) - size * above * exp(-z * z)
+
+
+@inlined
+def clear(y: Any) -> None:
+    """Every number of y (R, N) becomes 0."""
+    for r in range(y.shape[0]):
+        for n in range(y.shape[1]):
+            y[r, n] = f32(0)
+
+
+@inlined
+def fill(y: Any, bias: Any) -> None:
+    """Every row of y (R, N) becomes bias (N,)."""
+    for r in range(y.shape[0]):
+        for n in range(y.shape[1]):
+            y[r, n] = bias[n]
+
+
+@inlined
+def add(y: Any, bias: Any) -> None:
+    """Add bias (N,) to every row of y (R, N)."""
+    for r in range(y.shape[0]):
+        for n in range(y.shape[1]):
+            y[r, n] += bias[n]
+
+
+@inlined_in_order
+def add_product(x: Any, w: Any, y: Any) -> None:
+    """y (R, N') += x (R, K or more) @ w, a matrix (K, N). Two rows at a time use what is read of w."""
+    R = x.shape[0]
+    P, K, _ = w.shape
+    for p in range(P):
+        part = w[p]
+        for r in range(0, R, 2):
+            s = min(r + 1, R - 1)  # a last row alone is computed twice
+            first, second = y[r, p * LANES :], y[s, p * LANES :]
+            a, b = load(first), load(second)
+            for k in range(K):
+                row = load(part[k])
+                a = add_multiple(a, x[r, k], row)
+                b = add_multiple(b, x[s, k], row)
+            store(a, first)
+            store(b, second)
+
+
+@inlined
+def layer_norm(x: Any, weight: Any, y: Any) -> None:
+    """y (R, C or more): x (R, C or more) normalised, times weight[0] plus weight[1], each (C,)."""
+    C = weight.shape[1]
+    for r in range(x.shape[0]):
+        mean = f32(0)
+        for i in range(C):
+            mean += x[r, i]
+        mean /= f32(C)
+        variance = f32(0)
+        for i in range(C):
+            variance += (x[r, i] - mean) * (x[r, i] - mean)
+        factor = f32(1) / np.sqrt(variance / f32(C) + f32(1e-5))
+        for i in range(C):
+            y[r, i] = (x[r, i] - mean) * factor * weight[0, i] + weight[1, i]
+
+
+@inlined
+def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
+    """Causal attention of the new positions start .. start + S - 1: qkv (B S, (3C)') to y (B S, C').
+
+    keys and values: a layer of a `Cache`; those of the new positions are added.
+    """
+    B, nh, blocks, hs, _ = keys.shape
+    C = nh * hs
+    S = qkv.shape[0] // B
+    scores, mixed = np.empty((1, blocks * LANES), f32), np.empty((1, values.shape[2] * LANES), f32)
+    for r in range(B * S):
+        t = start + r % S
+        end = (t // LANES + 1) * LANES
+        for h in range(nh):
+            k, v = keys[r // S, h], values[r // S, h]
+            for d in range(hs):
+                k[t // LANES, d, t % LANES] = qkv[r, C + h * hs + d]
+                v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
+            clear(scores[:, :end])
+            add_product(qkv[r : r + 1, h * hs : (h + 1) * hs], k[: end // LANES], scores)
+            best, total = scores[0, 0], f32(0)
+            for i in range(t + 1):
+                best = max(best, scores[0, i])
+            for i in range(t + 1):
+                scores[0, i] = exp(scores[0, i] - best)
+                total += scores[0, i]
+            clear(mixed)
+            add_product(scores, v[:, : t + 1], mixed)
+            for d in range(hs):
+                y[r, h * hs + d] = mixed[0, d] / total
+
+
+@inlined
+def read(w: Any, relu: Any, cache: Any, idx: Any, start: Any, logits: Any) -> None:
+    """Read idx (B, S) at positions start, start + 1, ...; logits (B, V) become those of the next character.
+
+    cache: of the positions before; those of idx are added.
+    """
+    B, S = idx.shape
+    x = np.empty((B * S, w.wte.shape[1]), f32)
+    normed, y = np.empty_like(x), np.empty_like(x)
+    qkv, hidden = np.empty((B * S, w.c_attn.shape[1] * LANES), f32), np.empty((B * S, w.fc_bias.shape[1]), f32)
+    for r in range(B * S):
+        for i in range(x.shape[1]):
+            x[r, i] = w.wte[idx[r // S, r % S], i] + w.wpe[start + r % S, i]
+    for layer in range(w.c_attn.shape[0]):
+        layer_norm(x, w.ln_1[layer], normed)
+        clear(qkv)
+        add_product(normed, w.c_attn[layer], qkv)
+        attention(qkv, cache.keys[layer], cache.values[layer], start, y)
+        add(x, w.attn_bias[layer])
+        add_product(y, w.attn_proj[layer], x)
+        layer_norm(x, w.ln_2[layer], normed)
+        fill(hidden, w.fc_bias[layer])
+        add_product(normed, w.c_fc[layer], hidden)
+        for r in range(B * S):
+            if relu:
+                for i in range(hidden.shape[1]):
+                    hidden[r, i] = max(hidden[r, i], f32(0))
+            else:
+                gelu(hidden[r])
+        add(x, w.mlp_bias[layer])
+        add_product(hidden, w.mlp_proj[layer], x)
+    for b in range(B):
+        for i in range(x.shape[1]):
+            x[b, i] = x[b * S + S - 1, i]
+    layer_norm(x[:B], w.ln_f, normed[:B])
+    whole = np.empty((B, w.head_bias.shape[0]), f32)
+    fill(whole, w.head_bias)
+    add_product(normed[:B], w.lm_head, whole)
+    for b in range(B):
+        for i in range(logits.shape[1]):
+            logits[b, i] = whole[b, i]
+
+
+@inlined
+def keep_likeliest(logits: Any, probs: Any, most: Any, enough: Any) -> Any:
+    """Of probs (V,), keep those of the largest logits (V,): `most`, or as few as add up to `enough`. Others become 0.
+
+    Of equal logits, those of lower ids are kept. Returns the sum of those kept.
+    """
+    total, kept = 0.0, 0
+    while kept < most and total < enough:
+        best = -1
+        for i in range(probs.shape[0]):
+            if probs[i] > 0 and (best < 0 or logits[i] > logits[best]):
+                best = i
+        if best < 0:  # every possible id is kept
+            break
+        total += probs[best]
+        probs[best] = -probs[best]  # kept
+        kept += 1
+    for i in range(probs.shape[0]):
+        probs[i] = max(-probs[i], 0.0)
+    return total
+
+
+@inlined
+def draw(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any, chosen: Any) -> None:
+    """Draw one id per row from the model's probabilities, by inverting their cumulative sum.
+
+    logits: (B, V) floats. uniform: (B,) random numbers in [0, 1). chosen: (B,) int64, is set; -1 where a logit is not
+    finite.
+    temperature: divides the logits; 0 takes the likeliest id. top_k: draw from the k likeliest ids only (of equally
+    likely ids, the lower ones); V for all. top_p: draw only from the likeliest ids, as few as add up to a probability
+    of top_p (source: Holtzman et al. 2020); 1 for all.
+    """
+    B, V = logits.shape
+    probs = np.empty(V)
+    for b in range(B):
+        best, finite = 0, True
+        for i in range(V):
+            finite = finite and math.isfinite(logits[b, i])
+            if logits[b, i] > logits[b, best]:
+                best = i
+        chosen[b] = best if finite else -1
+        if temperature > 0 and finite:
+            total = 0.0
+            for i in range(V):
+                # a logit that overflows is so far below the largest that its id is impossible: e ** -inf is 0
+                probs[i] = math.exp((np.float64(logits[b, i]) - np.float64(logits[b, best])) / temperature)
+                total += probs[i]
+            if top_k < V:
+                total = keep_likeliest(logits[b], probs, top_k, np.inf)
+            if top_p < 1:
+                total = keep_likeliest(logits[b], probs, V, top_p * total)
+            sum_so_far = 0.0
+            for i in range(V):
+                sum_so_far += probs[i]
+                if probs[i] > 0 and sum_so_far > uniform[b] * total:
+                    chosen[b] = i
+                    break
+
+
+@compiled
+def choose(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
+    """The choices of `draw`, (B,) int64, for callers in Python."""
+    chosen = np.empty(logits.shape[0], np.int64)
+    draw(logits, uniform, temperature, top_k, top_p, chosen)
+    return chosen
+
+
+@compiled
+def extend(
+    w: Any,
+    relu: Any,
+    cache: Any,
+    unread: Any,
+    start: Any,
+    uniform: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+) -> Any:
+    """Read unread (B, S) at positions start, ...; then choose a character and read it, for each row of uniform (n, B).
+
+    The last choice is not read. Returns the choices, (n, B) int64. The other arguments are those of `read` and `draw`.
+    """
+    n, B = uniform.shape
+    chosen = np.empty((n, B), np.int64)
+    logits = np.empty((B, w.wte.shape[0]), f32)
+    idx, one = unread, np.empty((B, 1), np.int64)
+    for step in range(n):
+        read(w, relu, cache, idx, start, logits)
+        start += idx.shape[1]
+        draw(logits, uniform[step], temperature, top_k, top_p, chosen[step])
+        idx = one
+        for b in range(B):
+            one[b, 0] = chosen[step, b]
+    return chosen

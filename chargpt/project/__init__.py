@@ -1,0 +1,1 @@
+"""What surrounds a model: params.yaml, git, dvc.lock, remotes and versions."""

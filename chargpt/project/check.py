@@ -1,0 +1,156 @@
+"""`chargpt check`: find what would make a later command fail, and which stages changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+
+from chargpt.errors import ChargptError, escape
+from chargpt.project import lock
+from chargpt.project import remotes as store
+from chargpt.project.git import git, remedy, untracked_code
+from chargpt.project.outputs import require_clone
+from chargpt.project.params_file import load_params
+from chargpt.runtime.exits import one_line
+from chargpt.text.corpus import read_text
+from chargpt.text.download import require_corpus
+
+if TYPE_CHECKING:
+    from chargpt.params import Params
+
+CONFIGURATION = (".dvc/config", ".dvcignore", "dvc.yaml", "chargpt", "stages")  # `dvc exp apply` replaces these too
+
+
+def problems() -> Iterator[str]:
+    """Yield a line for each thing that would make a later command fail; the line says what to type.
+
+    Loads torch only if `device` names a GPU. Raises ChargptError outside the root of a clone.
+    """
+    require_clone()
+    try:
+        params = load_params()
+    except ChargptError as error:
+        yield from error.args
+    else:
+        try:
+            require_corpus(params.corpus)
+            require_prompt(params)
+        except ChargptError as error:
+            yield from error.args
+        if not Path(params.legacy_dir).is_dir():
+            yield (
+                f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory;"
+                " set it to one, or type: git checkout data/legacy"
+            )
+        if params.device not in ("auto", "cpu"):
+            from chargpt.device import pick_device
+
+            try:
+                pick_device(params.device)
+            except ChargptError as error:
+                yield from error.args
+    python = shutil.which("python")
+    if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
+        found = f"is {python}" if python else "is not there"
+        yield f"the stages call `python`, which {found}; type: . {Path(sys.prefix) / 'bin/activate'}"
+    for line in importlib.metadata.requires("chargpt") or []:
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            version = _installed(wanted.name)
+            if version is None or not wanted.specifier.contains(version, prereleases=True):
+                yield f"{wanted.name} {version or 'is missing'}: chargpt needs {wanted}; type: pip install -e ."
+    yield from git_problems()
+
+
+def require_prompt(params: Params) -> None:
+    """Raise ChargptError if the corpus is empty, is not UTF-8, or lacks a character of the prompt.
+
+    Reads the text only as far as needed to find every character. Does nothing before the text is downloaded.
+    """
+    if not Path(params.corpus).exists():
+        return
+    missing, empty = set(params.prompt), True
+    for text in read_text(params.corpus):
+        empty = empty and not text
+        missing -= set(text)
+        if not missing:
+            return
+    if empty:
+        raise ChargptError(f"corpus: {params.corpus} is empty; set it to the path of a UTF-8 text")
+    raise ChargptError(
+        f"prompt: {sorted(missing)[0]!r} does not occur in {params.corpus}; choose another with -S prompt=..."
+    )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_problems() -> Iterator[str]:
+    """Yield a line for each thing about git that would make a later command fail; the line says what to type."""
+    if shutil.which("git") is None:
+        yield "git is not installed, and DVC needs it; install it"
+    elif git("rev-parse", "--git-dir") is None:
+        yield (
+            "no git repository: DVC refuses to run; type: git init && git add --all && git commit -m start"
+            " (or, to run the pipeline only: dvc config --local core.no_scm true)"
+        )
+    else:
+        if git("rev-parse", "--verify", "--quiet", "HEAD") is None:
+            yield 'no commit yet: experiments need one; type: git add --all && git commit -m "start"'
+        if git("var", "GIT_AUTHOR_IDENT") is None or not all(
+            os.environ.get(f"GIT_AUTHOR_{key.upper()}") or git("config", f"user.{key}") for key in ("name", "email")
+        ):
+            yield (
+                "git does not know who you are, so experiments and versions cannot be recorded; type:"
+                ' git config user.name "Your Name" && git config user.email you@example.org'
+            )
+        if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
+            yield "a shallow clone: comparing with older versions fails; type: git fetch --unshallow --tags"
+        if remote := store.relative_remote():
+            yield (
+                f"the remote {remote} has a relative path, which `dvc get` and `dvc exp push` look for elsewhere; type:"
+                f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another full path)"
+            )
+        if names := [escape(name) for name in untracked_code()]:
+            yield f"{', '.join(names)}: not known to git, so experiments in copies lack it; {remedy(names)}"
+
+
+def changed_stages() -> list[str]:
+    """The stages that `dvc repro` would run now, without the stages that only depend on these.
+
+    Raises ChargptError if DVC cannot find out.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            if not repo.index.stages:
+                raise ChargptError("dvc.yaml: holds no stages; type: git checkout dvc.yaml")
+            return list(repo.status())
+    except DvcException as error:
+        raise ChargptError(
+            f"{one_line(error)}; correct the file, or type: git checkout dvc.yaml dvc.lock .dvc/config"
+        ) from None
+
+
+def notes() -> Iterator[str]:
+    """Yield a line for each thing that is no problem, but that the user may not know."""
+    if line := lock.note():
+        yield line
+    yield from store.notes()
+    edited = (git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION) or "").split("\0")[:-1]
+    if edited:
+        names = " ".join(escape(name) for name in edited)
+        yield f"not as in the last commit: {names}; to undo an edit, or a `dvc exp apply`: git checkout HEAD -- {names}"

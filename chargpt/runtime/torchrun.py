@@ -1,0 +1,55 @@
+"""Run the train stage in several processes, which torchrun starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from chargpt.errors import ChargptError
+from chargpt.runtime.exits import ENDING
+from chargpt.training.monitor import ALONE, Place
+
+
+def place() -> Place:
+    """Which process of a training this is, from the environment variables that torchrun sets."""
+    if not launched():
+        return ALONE
+    return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch(options: list[str], module: str, *arguments: str) -> None:
+    """Run a module in several processes with torchrun.
+
+    options: those of torchrun. Its environment variables may name further machines. If a process fails, it prints the
+    reason, and this function exits with the same status. Raises ChargptError if a signal ended the first process that
+    failed.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # torch would log pages of text about an error that is reported in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torchrun hands these on to the processes, which then save
+    os.environ.setdefault(
+        "TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(signal.Signals(s).name for s in (signal.SIGINT, *ENDING))
+    )
+    try:
+        run.run(run.parse_args([*options, "-m", module, *arguments]))
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            sys.exit(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        raise ChargptError(
+            f"process {rank} was ended by {name}; run again, training continues from the saved state"
+        ) from None

@@ -1,0 +1,1 @@
+"""A text: its vocabulary, token ids, windows and split."""

@@ -1,0 +1,61 @@
+"""Read a text piece by piece, so that it may be larger than memory, and find its vocabulary. Does not load torch."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from chargpt.errors import ChargptError
+from chargpt.text.vocab import Vocab, code_points
+
+CHUNK_BYTES = 1 << 18  # a piece of this size fits the processor's cache, so the table look-up is fast
+
+
+def read_text(path: str | Path) -> Iterator[str]:
+    """Yield the characters of a UTF-8 file, in pieces of bounded size.
+
+    CRLF and CR become LF, because the legacy system read its text that way. A byte-order mark at the start is dropped.
+    Raises ChargptError if there is no such file, or if a byte is not UTF-8; the message gives its position.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ChargptError(f"{path}: no such text file; set `corpus` to the path of a UTF-8 text")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset = 0  # position in the file of the first byte that is not yet decoded
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            pending = decoder.getstate()[0]
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                at = offset + error.start
+                byte = (pending + chunk)[error.start]
+                raise ChargptError(f"{path}: byte {at} (0x{byte:02x}) is not UTF-8; save the text as UTF-8") from None
+            if offset == 0 and text.startswith("\ufeff"):
+                text = text[1:]
+            offset += len(pending) + len(chunk) - len(decoder.getstate()[0])
+            yield newlines.decode(text, final=not chunk)
+            if not chunk:
+                return
+
+
+def scan_text(path: str | Path) -> tuple[Vocab, int]:
+    """The vocabulary of a text (its distinct characters, sorted) and its length in characters.
+
+    Raises ChargptError if `read_text` raises it, or if the text is empty.
+    """
+    seen = np.zeros(0x110000, dtype=bool)  # one flag per Unicode code point
+    length = 0
+    for text in read_text(path):
+        codes = code_points(text)
+        seen[codes] = True
+        length += codes.size
+    if length == 0:
+        raise ChargptError(f"{path}: the text is empty; it needs at least a few thousand characters to learn from")
+    return Vocab(map(chr, np.flatnonzero(seen).tolist())), length

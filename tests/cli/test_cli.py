@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chargpt.model.file import load_model, save_model
+from chargpt.model.gpt import GPT
+from chargpt.project.params_file import load_params
+from chargpt.text.vocab import Vocab
+from tests.conftest import chargpt
+from tests.pipeline import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: GPT, vocab: Vocab) -> Path:
+    save_model(tmp_path / "artifacts/model.safetensors", model, vocab, {"lr": 0.1})
+    return tmp_path
+
+
+def test_generate(folder: Path) -> None:
+    options = ["--prompt", "abc", "--max-tokens", "40", "--seed", "1"]
+    first = chargpt("generate", *options, cwd=folder)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith("abc")
+    assert len(first.stdout) == 3 + 40 + 1
+    assert chargpt("generate", *options, cwd=folder).stdout == first.stdout
+    piped = chargpt("generate", "--prompt", "-", *options[2:], cwd=folder, input="abc")
+    assert piped.stdout == first.stdout
+    several = chargpt("generate", *options, "--num-samples", "2", "--top-k", "2", "--top-p", "0.9", cwd=folder)
+    assert several.stdout.count("=== sample") == 2
+
+
+def test_generate_refuses_in_one_line(folder: Path) -> None:
+    for arguments, message in [
+        (["--prompt", "xyz"], "error: character 'x' (at position 0) is not in the vocabulary of 14 characters;"),
+        (["--prompt", ""], "error: generation needs a prompt of at least one character"),
+        (["--model", "none.safetensors"], "error: none.safetensors: no such file"),
+        (["--temperature", "-1"], "error: temperature is -1.0; it must be"),
+        (["--device", "cuda:99"], "error: device cuda:99 is not available here"),
+        (["--seed", "99999999999999999999"], "error: --seed is 99999999999999999999; it must be"),
+        (["--device", "toaster"], "error: device is 'toaster'"),
+    ]:
+        done = chargpt("generate", *arguments, cwd=folder)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(message), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect", "export"])
+def test_without_a_model_it_says_what_makes_one(tmp_path: Path, command: str) -> None:
+    wrong = "error: artifacts/model.safetensors: no such file"
+    done = chargpt(command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{wrong} here; run from the project's root, or give a path\n"
+    (tmp_path / "dvc.yaml").touch()
+    done = chargpt(command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{wrong}; type: dvc repro --pull (which fetches it, or makes it)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
+    command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "1000000"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for how, status in (("interrupt", 130), ("close", 0)):
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # a test run that was started in the background ignores Ctrl-C, and its children would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        assert process.stdout and process.stderr
+        process.stdout.read(10)
+        if how == "interrupt":
+            process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        assert process.wait(timeout=60) == status
+        assert b"Traceback" not in process.stderr.read()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("command", ["--help", "generate --help", "--version"])
+def test_help_into_a_closed_pipe_ends_quietly(command: str, folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "chargpt", *command.split()],
+        cwd=folder,
+        env=environment,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_help_answers_without_torch(folder: Path) -> None:
+    done = chargpt("--help", cwd=folder)
+    for command in ("generate", "migrate", "export", "inspect"):
+        assert command in done.stdout
+    check = "import sys, chargpt.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full disk")
+def test_a_full_disk_behind_standard_output(folder: Path) -> None:
+    for arguments in (["--help"], ["generate", "--help"], ["generate", "--max-tokens", "5"], ["inspect"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "chargpt", *arguments]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "error: output: no space left on the disk; free some and run again\n",
+        )
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_terminated_while_writing_a_file(folder: Path) -> None:
+    command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "100000000", "--output", "text.txt"]
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".chargpt-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert (process.communicate(timeout=60)[1], process.returncode) == (b"terminated\n", 143)
+    assert [path.name for path in folder.iterdir() if path.name != ".ses"] == ["artifacts"]
+
+
+@pytest.mark.system
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_cannot_be_shown(folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "chargpt", "export", "--output", os.fsdecode(b"\xff.onnx")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"wrote \udcff.onnx;")
+
+
+def test_inspect(folder: Path) -> None:
+    done = chargpt("inspect", cwd=folder)
+    assert done.returncode == 0
+    for words in (
+        "n_embd ",
+        'activation                     "gelu"',
+        "parameters",
+        "trained with lr                0.1",
+    ):
+        assert words in done.stdout
+
+
+def test_generate_from_and_to_a_file(folder: Path) -> None:
+    (folder / "prompt.txt").write_text("abc", encoding="utf-8")
+    options = ["--max-tokens", "40", "--seed", "1"]
+    shown = chargpt("generate", "--prompt", "abc", *options, cwd=folder)
+    written = chargpt("generate", "--prompt-file", "prompt.txt", "--output", "new/text.txt", *options, cwd=folder)
+    assert (written.returncode, written.stdout) == (0, ""), written.stderr
+    assert (folder / "new/text.txt").read_text(encoding="utf-8") == shown.stdout
+    (folder / "prompt.txt").write_bytes(b"\xef\xbb\xbfab\r\nc")
+    windows = chargpt("generate", "--prompt-file", "prompt.txt", *options, cwd=folder)
+    assert windows.stdout.startswith("ab\nc"), windows.stderr
+    both = chargpt("generate", "--prompt-file", "prompt.txt", "--prompt", "a", cwd=folder)
+    assert (both.returncode, both.stderr) == (
+        1,
+        "error: --prompt and --prompt-file exclude one another; give one of them\n",
+    )
+    absent = chargpt("generate", "--prompt-file", "absent.txt", cwd=folder)
+    assert (absent.returncode, absent.stderr) == (1, "error: absent.txt: No such file or directory\n")
+    (folder / "prompt.txt").write_bytes(b"\xff")
+    bad = chargpt("generate", "--prompt-file", "prompt.txt", cwd=folder)
+    assert bad.returncode == 1
+    assert bad.stderr == "error: prompt.txt: byte 0 is not UTF-8 text; save the prompt as UTF-8\n"
+
+
+def test_check_outside_a_clone_gives_no_advice_but_one(tmp_path: Path) -> None:
+    done = chargpt("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: dvc.yaml: no such file; run from the root of a clone of chargpt\n"
+
+
+def test_export_for_onnx_runtime(folder: Path) -> None:
+    done = chargpt("export", "--output", "model.onnx", cwd=folder)
+    assert (done.returncode, (folder / "model.onnx").stat().st_size > 1000) == (0, True), done.stderr
+
+
+def test_export(folder: Path) -> None:
+    assert chargpt("export", "--output", "hf", cwd=folder).returncode == 0
+    assert (folder / "hf/config.json").is_file()
+    assert chargpt("export", "--output", "artifacts", cwd=folder).returncode == 1
+
+
+def test_export_to_one_file(folder: Path) -> None:
+    for name in ("play.html", "MODEL.GGUF"):
+        done = chargpt("export", "--output", name, cwd=folder)
+        assert (done.returncode, (folder / name).stat().st_size > 1000) == (0, True), done.stderr
+    assert "num_ctx" in (folder / "MODEL.Modelfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["play.htm", "-", "new.safetensors"])
+def test_export_to_a_format_that_is_none(folder: Path, name: str) -> None:
+    done = chargpt("export", "--output", name, cwd=folder)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"--output {name}: no such format; choose a name that ends in .html, .gguf, .onnx, or a" in done.stderr
+    assert not (folder / name).exists()
+
+
+def test_export_over_a_file_or_the_pipelines_own(folder: Path) -> None:
+    (folder / "notes").write_text("mine")
+    assert "notes: is a file; choose a directory" in chargpt("export", "--output", "notes", cwd=folder).stderr
+    done = chargpt("generate", "--output", "artifacts/model.safetensors", cwd=folder)
+    assert (done.returncode, "is the model itself and would replace it" in done.stderr) == (1, True)
+    shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    for name in ("artifacts/hf", "stages", "metrics"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in ("stages/train.py", "metrics/evaluate.json", "artifacts/sample.txt"):
+        (folder / name).write_text("mine")
+        done = chargpt("generate", "--output", f"../{folder.name}/{name}", cwd=folder)
+        assert (done.returncode, f"is the project's {name} and would replace it" in done.stderr) == (1, True)
+    done = chargpt("export", "--output", "artifacts/hf", cwd=folder)
+    assert (done.returncode, "is the project's artifacts/hf and would replace it" in done.stderr) == (1, True)
+
+
+def test_migrate(tmp_path: Path) -> None:
+    """On a text that the committed weights were not trained on: refused; with the dialect named: converted."""
+    text = "".join(chr(c) for c in range(65, 65 + 65)) * 20
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    weights = ["--weights-dir", str(ROOT / "data/legacy/weights"), "--config", str(ROOT / "data/legacy/config.json")]
+    refused = chargpt("migrate", *weights, cwd=tmp_path)
+    assert "error: legacy weights do not hold their vocabulary: pass --corpus" in refused.stderr
+    refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", cwd=tmp_path)
+    assert (refused.returncode, "no dialect explains the text" in refused.stderr) == (1, True)
+    for output in ("corpus.txt", str(ROOT / "data/legacy/config.json")):
+        refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--output", output, cwd=tmp_path)
+        assert (refused.returncode, "and would replace it; give another path" in refused.stderr) == (1, True)
+    refused = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--dialect", "relu", cwd=tmp_path)
+    assert (refused.returncode, "must be one of auto, gelu-head" in refused.stderr) == (1, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.txt"]
+    done = chargpt("migrate", *weights, "--corpus", "corpus.txt", "--dialect", "relu-embedding", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "largest error 0.0; dialect relu-embedding" in done.stdout
+    model, vocab = load_model(tmp_path / "model.safetensors")
+    assert (len(vocab), model.config.attention_scale) == (65, "embedding")
+
+
+def test_migrate_sets_params_yaml(tmp_path: Path) -> None:
+    """An existing params.yaml keeps its comments and its other values; a new one gets the lines only."""
+    (tmp_path / "corpus.txt").write_text("".join(chr(c) for c in range(65, 130)) * 20, encoding="utf-8")
+    before = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(before)
+    legacy = ROOT / "data/legacy"
+    command = ["migrate", "--weights-dir", str(legacy / "weights"), "--corpus", "corpus.txt"]
+    command += ["--dialect", "relu-embedding", "--params-out"]
+    done = chargpt(*command, "new/lines.yaml", "--config", str(legacy / "config.json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lr: 0.002" in (tmp_path / "new/lines.yaml").read_text()
+    done = chargpt(*command, "params.yaml", "--config", str(legacy / "config.json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = load_params(tmp_path / "params.yaml")
+    changed = {key: value for key, value in after if value != getattr(load_params(ROOT / "params.yaml"), key)}
+    assert changed.items() >= {"init": "migrated", "n_layer": 2, "n_embd": 24, "lr": 0.002}.items()
+    assert (changed["optimizer"], changed["warmup_iters"], "prompt" in changed) == ("adamw", 0, False)
+    kept = (tmp_path / "params.yaml").read_text()
+    comments = [[line.partition("#")[2] for line in text.splitlines()] for text in (before, kept)]
+    assert comments[0] == comments[1]
+    assert "top_k: null " in kept
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "learning_rate": 0.1, "max_iters": "many"}')
+    for target in ("params.yaml", "new.yaml"):
+        refused = chargpt(*command, target, "--config", "config.json", cwd=tmp_path)
+        assert refused.returncode == 1
+        assert (
+            refused.stderr
+            == "error: config.json: max_iters is 'many'; it must be a whole number, >= 1, <= 1000000000\n"
+        )
+    assert (tmp_path / "params.yaml").read_text() == kept
+    assert not (tmp_path / "new.yaml").exists() and not (tmp_path / "model.safetensors").exists()
+    (tmp_path / "link.yaml").symlink_to("params.yaml")
+    done = chargpt(*command, "link.yaml", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "link.yaml").is_symlink()) == (0, True), done.stderr
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "tab.yaml").write_text(kept.replace("batch_size: 32", "batch_size: 32\t"))
+    load_params(tmp_path / "tab.yaml")  # which DVC's parser takes, and the one that keeps comments does not
+    for name in ("loop.yaml", "pipe.yaml", "tab.yaml"):
+        done = chargpt(*command, name, cwd=tmp_path)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert not (tmp_path / "model.safetensors").exists()

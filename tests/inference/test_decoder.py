@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from chargpt.inference import kernel
+from chargpt.inference.decoder import CompiledDecoder, TorchDecoder, make_decoder, place
+from chargpt.inference.sampling import Random, generate, stream
+from chargpt.model.config import GPTConfig
+from chargpt.model.gpt import GPT
+from chargpt.text.vocab import Vocab
+from tests.conftest import model_file, random_model
+from tests.pipeline import ROOT
+
+CONFIGS = [
+    GPTConfig(11, 8, 2, 2, 16),
+    GPTConfig(11, 8, 2, 2, 16, dropout=0.5, activation="relu", attention_scale="embedding"),
+    GPTConfig(11, 8, 1, 3, 9, attention_scale="embedding"),  # no width is a multiple of 4
+    GPTConfig(40, 75, 3, 1, 7),  # a context that is no multiple of 32
+    GPTConfig(11, 16, 2, 4, 4),  # heads of one unit
+    GPTConfig(2, 8, 1, 1, 1),
+]
+
+
+def used_cache(config: GPTConfig, batch_size: int) -> kernel.Cache:
+    """With anything in it."""
+    cache = kernel.new_cache(config, batch_size)
+    for part in cache:
+        part[...] = np.nan
+    return cache
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("chunks", [[8], [1] * 8, [5, 1, 2], [1, 7]])
+def test_the_loops_compute_the_models_logits(config: GPTConfig, batch_size: int, chunks: list[int]) -> None:
+    model = random_model(config)
+    idx = torch.randint(0, config.vocab_size, (batch_size, 8), generator=torch.Generator().manual_seed(1))
+    full = model(idx).detach().numpy()
+    cache, read = used_cache(config, batch_size), 0
+    torch_decoder = TorchDecoder(model, batch_size)
+    for part in np.split(idx.numpy(), np.cumsum(chunks)[:-1], axis=1):
+        part = np.ascontiguousarray(part)
+        logits = np.zeros((batch_size, config.vocab_size), np.float32)
+        kernel.read(kernel.prepare(config, model.arrays()), config.activation == "relu", cache, part, read, logits)
+        read += part.shape[1]
+        np.testing.assert_allclose(logits, full[:, read - 1], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(torch_decoder.read(part), full[:, read - 1], rtol=0, atol=1e-5)
+
+
+def test_exp_and_gelu_within_their_bounds() -> None:
+    x = np.linspace(-86, 0, 100_001, dtype=np.float32)
+    powers = np.array([kernel.exp(value) for value in x], np.float64)
+    assert np.abs(powers / np.exp(x.astype(np.float64)) - 1).max() < 3e-7
+    assert kernel.exp(np.float32(-1e30)) < 1e-37
+    row = np.linspace(-10, 10, 100_001, dtype=np.float32)
+    expected = F.gelu(torch.from_numpy(row).double()).numpy()
+    bound = 3e-7 * np.maximum(np.abs(row), 1e-30)
+    kernel.gelu(row)
+    assert (np.abs(row - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 2.0, "top_k": 3, "top_p": 0.9}])
+def test_both_decoders_write_the_same_text(
+    config: GPTConfig, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the context too, for more texts than are read together."""
+    model, idx = random_model(config), torch.zeros(6, 2, dtype=torch.int64)
+    texts = []
+    for decoder in (make_decoder, TorchDecoder):
+        monkeypatch.setattr("chargpt.inference.sampling.make_decoder", decoder)
+        texts.append(generate(model, idx, 40, random=Random(1), **options))
+    assert np.array_equal(*texts)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_text_is_the_same_whatever_is_read_beside_it(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any number of threads. With so wide a model, a difference in the last bit shows in some text."""
+    model = random_model(GPTConfig(50, 32, 2, 2, 36))
+    alone = [generate(model, [[i]], 60, temperature=0)[0] for i in range(11)]
+    monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", threads)
+    together = generate(model, np.arange(11)[:, None], 60, temperature=0)
+    assert np.array_equal(alone, together)
+
+
+def test_the_weights_of_now(model: GPT) -> None:
+    generate(model, torch.tensor([[1]]), 5)
+    with torch.no_grad():
+        model.lm_head.bias[3] = 100
+    assert generate(model, torch.tensor([[1]]), 5).tolist() == [[1, 3, 3, 3, 3, 3]]
+
+
+def test_torch_decodes_without_dropout_and_gradients() -> None:
+    model = random_model(GPTConfig(11, 8, 1, 2, 8, dropout=0.5)).train()
+    idx = np.array([[1, 2, 3]])
+    first, second = (TorchDecoder(model, 1).read(idx) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, model.eval()(torch.from_numpy(idx))[:, -1].detach(), atol=1e-5)
+    model.train()
+    TorchDecoder(model, 1).read(idx)
+    assert model.training
+
+
+def test_other_devices_run_in_torch(model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `auto`, a small model stays on the processor, without torch."""
+    file = model_file(model, vocab)
+    assert isinstance(make_decoder(file, 1), CompiledDecoder)
+    assert isinstance(make_decoder(model, 1), CompiledDecoder)
+    assert isinstance(make_decoder(GPT(model.config).to("meta"), 1), TorchDecoder)
+    monkeypatch.setattr("chargpt.device.pick_device", lambda device: torch.device("meta"))
+    for small, device, in_torch in (
+        (True, "auto", False),
+        (False, "auto", True),
+        (False, "cpu", False),
+        (True, "cuda", True),
+    ):
+        monkeypatch.setattr("chargpt.inference.decoder.SMALL", model.config.parameters - (not small))
+        assert isinstance(make_decoder(place(file, device), 1), TorchDecoder) == in_torch, device
+
+
+def test_a_large_model_streams_in_small_pieces(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole text is generated in larger ones. Both write the same."""
+    pieces = []
+
+    def extend(self: CompiledDecoder, unread: Any, uniform: Any, options: Any) -> Any:
+        pieces.append(len(uniform))
+        return original(self, unread, uniform, options)
+
+    original = CompiledDecoder.extend
+    monkeypatch.setattr(CompiledDecoder, "extend", extend)
+    monkeypatch.setattr("chargpt.inference.sampling.SHOWN", 3 * model.config.parameters + 1)
+    shown = [int(ids[0]) for ids in stream(model, [[1]], 7, random=Random(1))]
+    assert pieces == [3, 3, 1]
+    assert generate(model, [[1]], 7, random=Random(1)).tolist() == [[1, *shown]]
+    assert pieces == [3, 3, 1, 7]
+    monkeypatch.setattr("chargpt.inference.sampling.SHOWN", 1)
+    assert len(list(stream(model, [[1]], 2))) == 2
+    assert pieces[4:] == [1, 1]
+
+
+LOOPS = """
+from chargpt.inference.compiled import compiled
+
+@compiled
+def total(n):
+    sum = 0
+    for i in range(n):
+        sum += i
+    return sum
+"""
+COMPILES = "preparing the generator for this machine: once, some 5 seconds\n"
+
+
+def total(folder: Path, cache: Path, before: str = "") -> str:
+    """What a new process says that calls the loops in a folder."""
+    (folder / "loops.py").write_text(LOOPS)
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [*before.split(), sys.executable, "-c", "import loops; print(loops.total(5))"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
+    return done.stderr
+
+
+@pytest.mark.system
+def test_damaged_and_full_caches_are_compiled_again(tmp_path: Path) -> None:
+    """And repaired: the next process loads the code."""
+    assert total(tmp_path, tmp_path, "prlimit --fsize=1000") == COMPILES  # no room on the disk
+    assert total(tmp_path, tmp_path) == COMPILES
+    index, code = (next(tmp_path.glob(f"numba/chargpt_*/*total*.{kind}")) for kind in ("nbi", "nbc"))
+    index.write_bytes(index.read_bytes()[:100])
+    code.write_bytes(code.read_bytes()[:3000])
+    assert total(tmp_path, tmp_path) == COMPILES
+    assert total(tmp_path, tmp_path) == ""
+    content = bytearray(code.read_bytes())
+    content[len(content) // 2] ^= 1  # in the machine code
+    code.write_bytes(content)
+    assert total(tmp_path, tmp_path) == COMPILES
+    assert total(tmp_path, tmp_path) == ""
+
+
+@pytest.mark.system
+def test_compiled_once_for_all_copies_of_the_project(tmp_path: Path) -> None:
+    """It says that it compiles. A copy elsewhere has it ready, and a machine where nothing can be kept works too."""
+    here, there, cache, closed = (tmp_path / name for name in ("here", "there", "cache", "closed"))
+    here.mkdir()
+    there.mkdir()
+    closed.write_text("a file where a folder should be")
+    assert total(here, cache) == COMPILES
+    assert total(there, cache) == ""
+    assert len(list(cache.glob("numba/chargpt_*"))) == 1
+    assert total(there, closed) == COMPILES

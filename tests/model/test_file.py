@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from chargpt.errors import ChargptError
+from chargpt.model import file as model_file
+from chargpt.model.config import GPTConfig
+from chargpt.model.file import FORMAT_VERSION, load_model, read_metadata, save_model
+from chargpt.model.gpt import GPT
+from chargpt.tensors import open_tensors, tensor_hash
+from chargpt.text.vocab import Vocab
+from tests.conftest import random_model
+
+
+@pytest.fixture
+def path(tmp_path: Path, model: GPT, vocab: Vocab) -> Path:
+    save_model(tmp_path / "model.safetensors", model, vocab, {"lr": 0.1})
+    return tmp_path / "model.safetensors"
+
+
+@settings(max_examples=20)
+@given(
+    st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(["gelu", "relu"]),
+    st.sampled_from(["head", "embedding"]),
+)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    characters: set[str],
+    block_size: int,
+    n_layer: int,
+    n_head: int,
+    activation: Any,
+    attention_scale: Any,
+) -> None:
+    config = GPTConfig(len(characters), block_size, n_layer, n_head, 4 * n_head, 0.1, activation, attention_scale)
+    folder = tmp_path_factory.mktemp("round")
+    model, vocab = random_model(config), Vocab(sorted(characters))
+    for name in "ab":
+        save_model(folder / name, model, vocab, {"seed": 1, "lr": 0.5})
+    assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
+    loaded, loaded_vocab = load_model(folder / "a")
+    assert loaded_vocab == vocab
+    assert loaded.config == config
+    assert not loaded.training
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in model.state_dict().items())
+    idx = torch.zeros(1, block_size, dtype=torch.int64)
+    # a last bit depends on where in memory weights lie
+    assert torch.allclose(loaded(idx), model(idx), rtol=1e-5, atol=1e-6)
+
+
+def test_one_metadata_key(path: Path) -> None:
+    assert list(open_tensors(path).metadata) == ["chargpt"]
+    metadata = read_metadata(path)
+    assert metadata["format_version"] == FORMAT_VERSION
+    assert metadata["params"] == {"lr": 0.1}
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(ChargptError, match="no such file"):
+        load_model(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"not a model " * 20, b"\xff" * 64, struct.pack("<Q", 2**63) + b"{}"])
+def test_not_a_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(ChargptError, match=r"m: (the file is empty|truncated or not a safetensors file)"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("keep", [4, 100, 0.5, -1])
+def test_truncated(path: Path, keep: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ChargptError, match="truncated or not a safetensors file"):
+        load_model(path)
+
+
+def test_a_flipped_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChargptError, match="does not match its own sha256"):
+        load_model(path)
+
+
+def test_no_chargpt_key(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "m", metadata={"format": "pt"})
+    with pytest.raises(ChargptError, match="without the metadata key `chargpt`"):
+        load_model(tmp_path / "m")
+
+
+def rewrite(
+    path: Path,
+    tensors: Callable[[dict[str, Any]], None] = lambda _: None,
+    metadata: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
+    contents, about = load_file(path), read_metadata(path)
+    tensors(contents)
+    metadata(about)
+    save_file(contents, path, metadata={"chargpt": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": FORMAT_VERSION + 1}, "format version 2 is newer than 1: update chargpt"),
+        ({"format_version": 10**30}, f"format version {'1' + '0' * 19} is newer than 1: update chargpt"),
+        *[
+            ({"format_version": version}, f"format_version is {str(version)!r}; expected 1; use a file")
+            for version in ("1", 0, -1, 1.0, True, None)
+        ],
+        ({"format_version": "x" * 99}, f"format_version is '{'x' * 20}'; expected 1"),
+        ({"vocab": "abc"}, "vocab_size is 14, but the vocabulary has 3 characters"),
+        ({"vocab": "zyx"}, "architecture or vocabulary is damaged: the .* not distinct and in .*; use a file that"),
+        ({"vocab": ["a"]}, "architecture or vocabulary is damaged: vocab is not text"),
+        ({"config": {}}, "architecture or vocabulary is damaged: .* missing 5 required"),
+        ({"config": None}, "architecture or vocabulary is damaged"),
+        ({"config": {"other": 1}}, "architecture or vocabulary is damaged: .*'other'"),
+        ({"sha256": "0"}, "does not match its own sha256"),
+        ({"params": {"lr": 7}}, "does not match its own sha256"),
+        ({"params": [1]}, "the metadata key `chargpt` is not the JSON that chargpt writes; use a file that chargpt wr"),
+        ({"more": 1}, "does not match its own sha256"),
+    ],
+)
+def test_metadata_that_lies(path: Path, change: dict[str, Any], message: str) -> None:
+    rewrite(path, metadata=lambda about: about.update(change))
+    with pytest.raises(ChargptError, match=message) as error:
+        load_model(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["config", "vocab", "params", "format_version", "sha256"])
+def test_metadata_without_a_key(path: Path, key: str) -> None:
+    rewrite(path, metadata=lambda about: about.pop(key))
+    expected = {"config": "damaged: 'config'", "vocab": "damaged: 'vocab'", "sha256": "not match its own sha256"}
+    with pytest.raises(ChargptError, match=expected.get(key, "not the JSON that chargpt writes")):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_layer", 10**9, "its 1000000000 layers are not all there"),
+        ("n_layer", 3, "missing tensors: its 3 layers are not all there; use a file"),
+        ("n_layer", 10**40, f"its {'1' + '0' * 19} layers are not all there"),
+        ("n_layer", 1, r"unexpected tensors: h\.1\.attn\.c_attn\.weight, h\.1\.attn\.c_proj\.bias, .* and 8 more; use"),
+        ("n_embd", 2**40, r"wte\.weight has shape \[14, 8\], expected \[14, 1099511627776\]; use a file that"),
+        ("n_embd", 10**90, rf"wte\.weight has shape \[14, 8\], expected \[14, 1{'0' * 54}; use a file that"),
+        ("block_size", 2**62, r"wpe\.weight has shape \[8, 8\], expected \[4611686018427387904, 8\]"),
+        ("vocab_size", 2**62, "vocab_size is 4611686018427387904, but the vocabulary has 14 characters; use a file"),
+        ("vocab_size", 10**40, f"vocab_size is {'1' + '0' * 19}, but the vocabulary has 14 characters"),
+        ("dropout", "x", "dropout is 'x'"),
+        ("n_head", 3, "must be a multiple of n_head"),
+    ],
+)
+def test_config_that_lies(path: Path, key: str, value: Any, message: str) -> None:
+    rewrite(path, metadata=lambda about: about["config"].update({key: value}))
+    with pytest.raises(ChargptError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(x=t.pop("ln_f.bias")), "missing tensors: ln_f.bias; use a file that chargpt wrote"),
+        (lambda t: t.pop("wte.weight"), "missing tensors: wte.weight; use"),
+        (
+            lambda t: t.update(x=t.pop("wte.weight"), y=t.pop("wpe.weight")),
+            "missing tensors: wpe.weight, wte.weight; u",
+        ),
+        (lambda t: t.update(other=torch.zeros(1)), "unexpected tensors: other; use"),
+        (lambda t: [t.update({n: torch.zeros(1)}) for n in "zyx"], "unexpected tensors: x, y, z; use"),
+        (lambda t: [t.update({n: torch.zeros(1)}) for n in "wzyx"], "unexpected tensors: w, x, y and 1 more; use"),
+        (lambda t: t.update({"x" * 99: torch.zeros(1)}), f"unexpected tensors: {'x' * 60}; use"),
+        (lambda t: t.update({"ln_f.bias": torch.zeros(9)}), r"ln_f.bias is F32 \[9\], expected F32 \[8\]; use"),
+        (lambda t: t.update({"ln_f.bias": torch.zeros(8).half()}), r"ln_f.bias is F16 \[8\], expected F32 \[8\]"),
+        (
+            lambda t: t.update({"ln_f.bias": torch.zeros([1] * 40)}),
+            rf"ln_f.bias is F32 \[{'1, ' * 19}1,, expected F32 \[8\]",
+        ),
+        (
+            lambda t: t.update({"wpe.weight": torch.zeros([1] * 40)}),
+            rf"wpe.weight has shape \[{'1, ' * 19}1,, expected \[8, 8\]",
+        ),
+        (lambda t: t.update({"h.0.attn.c_attn.weight": torch.zeros(8, 8)}), r"c_attn.weight .*, expected \[24, 8\]"),
+    ],
+)
+def test_wrong_tensors(path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    rewrite(path, tensors=change)
+    with pytest.raises(ChargptError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "raw", ["", "[]", "{}", "{", "[" * 100_000, "nan", '{"format_version": 1, "params": {}, "format_version": 1}']
+)
+def test_metadata_that_is_not_ours(tmp_path: Path, raw: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "m", metadata={"chargpt": raw})
+    with pytest.raises(ChargptError, match="not the JSON that chargpt writes"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_model_is_not_loaded(path: Path, value: float) -> None:
+    contents, about = load_file(path), read_metadata(path)
+    contents["h.1.ln_2.bias"][3] = value
+    del about["sha256"]
+    about["sha256"] = tensor_hash({name: t.numpy() for name, t in contents.items()}, about)
+    save_file(contents, path, metadata={"chargpt": json.dumps(about)})
+    with pytest.raises(ChargptError, match=r"h\.1\.ln_2\.bias holds nan or infinite values: .*; use another model"):
+        load_model(path)
+
+
+def test_as_many_layers_as_params_yaml_may_have(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_file, "MAX_LAYERS", 2)
+    load_model(path)
+    monkeypatch.setattr(model_file, "MAX_LAYERS", 1)
+    with pytest.raises(ChargptError, match="the model has 2 layers; chargpt reads at most 1; use a smaller model"):
+        load_model(path)
+
+
+def test_the_content_of_a_file(path: Path, model: GPT, vocab: Vocab) -> None:
+    """What other programs read, and later releases of this one."""
+    about = read_metadata(path)
+    assert about.pop("sha256") == tensor_hash({name: t.numpy() for name, t in load_file(path).items()}, about)
+    architecture = {"vocab_size": 14, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0}
+    assert about == {
+        "format_version": 1,
+        "config": architecture | {"activation": "gelu", "attention_scale": "head"},
+        "vocab": "".join(vocab.itos),
+        "params": {"lr": 0.1},
+    }
+    raw = open_tensors(path).metadata["chargpt"]
+    assert raw == json.dumps(json.loads(raw), sort_keys=True)
+    tensors = load_file(path)
+    assert tensors.keys() == model.state_dict().keys()
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+def test_weights_of_another_format_are_saved_in_float32(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
+    save_model(tmp_path / "m", model.to(torch.float64), vocab)
+    loaded, _ = load_model(tmp_path / "m")
+    assert loaded.wte.weight.dtype == torch.float32
+    assert read_metadata(tmp_path / "m")["params"] == {}
+
+
+def test_a_model_is_loaded_to_a_device(path: Path) -> None:
+    model, _ = load_model(path, "meta")
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_a_diverged_model_is_not_saved(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
+    model.ln_f.bias.data[3] = float("nan")
+    with pytest.raises(ChargptError, match=r"not written: ln_f\.bias holds nan"):
+        save_model(tmp_path / "m", model, vocab)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_keeps_what_was_there(path: Path, model: GPT, vocab: Vocab, monkeypatch: Any) -> None:
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        save_model(path, model, vocab)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]

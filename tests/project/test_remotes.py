@@ -1,0 +1,383 @@
+"""Remotes with real servers on loopback: push, lose everything, pull, compare; and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from chargpt.errors import ChargptError
+from chargpt.model.file import load_model
+from tests.conftest import IDENTITY, SIGNED, Run, free_ports, set_value
+from tests.documents import blocks
+
+pytestmark = pytest.mark.remote
+
+MODEL = "artifacts/model.safetensors"
+KEY, SECRET = secrets.token_hex(10), secrets.token_hex(20)  # in no file that git could know
+# one attempt: the default ones only make a dead server's tests ten seconds longer
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_MAX_ATTEMPTS": "1"}
+# the documented way to remove an object, whatever kind the remote is of
+(HEAL,) = [block for block in blocks("docs/troubleshooting.md", "Remotes") if "MD5" in block]
+DELETE = shlex.split(HEAL.splitlines()[0])[2]
+
+
+class Server:
+    """`rclone serve` on a free loopback port, which can be killed and started again at the same address."""
+
+    def __init__(self, kind: str, folder: Path, environment: dict[str, str], *options: str) -> None:
+        self.address = f"127.0.0.1:{free_ports(1)[0]}"
+        self.folder = folder
+        self.log = folder.with_suffix(".log")
+        self._environment = environment
+        self._command = ["rclone", "serve", kind, str(folder), "--addr", self.address, "--config", "", "-vv", *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        with self.log.open("ab") as log:
+            command = [*self._command, *options]
+            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
+        wait_until(self._answers)
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self, *options: str) -> None:
+        self.kill()
+        self.start(*options)
+
+    def _answers(self) -> bool:
+        assert self._process and self._process.poll() is None, self.log.read_text()
+        host, port = self.address.split(":")
+        with socket.socket() as client:
+            return client.connect_ex((host, int(port))) == 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that DVC, not git, keeps."""
+    files = [folder / "data/input.txt", folder / "data/tokens.safetensors", folder / "metrics/report.html"]
+    files += (folder / "metrics").glob("*.tsv")
+    files += [path for path in (folder / "artifacts").rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def lose(folder: Path) -> None:
+    """Delete the cache and everything that can be pulled."""
+    for name in outputs(folder):
+        (folder / name).unlink()
+    shutil.rmtree(folder / ".dvc/cache")
+
+
+def md5(folder: Path) -> str:
+    """The name under which remotes keep the model."""
+    lock = YAML(typ="safe").load((folder / "dvc.lock").read_text())
+    (found,) = (out["md5"] for out in lock["stages"]["train"]["outs"] if out["path"] == MODEL)
+    return str(found)
+
+
+def stored(store: Path, name: str) -> Path:
+    return store / "files/md5" / name[:2] / name[2:]
+
+
+def damage(path: Path) -> None:
+    """Flip one bit, as a failing disk would: size and mode stay."""
+    mode = path.stat().st_mode
+    path.chmod(0o644)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    path.chmod(mode)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def configure(folder: Path, remote: str, **options: str) -> None:
+    """What `dvc remote modify --local` writes, without its second for each option."""
+    lines = [f"['remote \"{remote}\"']\n", *(f"    {name} = {value}\n" for name, value in options.items())]
+    (folder / ".dvc/config.local").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def reproduced(repo: Path, run: Run) -> dict[str, str]:
+    run("git", *IDENTITY, "tag", "-a", "chargpt@v1.0.0", "-m", "first")
+    return outputs(repo)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    server = Server("s3", folder, environment, "--auth-key", f"{KEY},{SECRET}")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def team(repo: Path, run: Run, reproduced: dict[str, str], s3: Server) -> dict[str, Any]:
+    """A repository whose default remote is S3, and what two of its commits hold, pushed with their run cache."""
+    folder = repo.parent / "team"
+    shutil.copytree(repo, folder)
+    run("dvc", "remote", "add", "-d", "team", "s3://bucket/chargpt", cwd=folder)
+    run("dvc", "remote", "modify", "team", "endpointurl", f"http://{s3.address}", cwd=folder)
+    run("dvc", "remote", "modify", "team", "verify", "true", cwd=folder)
+    run("dvc", "remote", "modify", "--local", "team", "access_key_id", KEY, cwd=folder)
+    run("dvc", "remote", "modify", "--local", "team", "secret_access_key", SECRET, cwd=folder)
+    found: dict[str, Any] = {"folder": folder}
+    for name in ("old", "new"):
+        if name == "new":
+            run("dvc", "exp", "run", "-S", "seed=2", cwd=folder)
+        run("git", *IDENTITY, "commit", "-q", "-a", "-m", name, cwd=folder)
+        run("dvc", "push", "--run-cache", cwd=folder)
+        found[name] = outputs(folder)
+        found[f"{name} commit"] = run("git", "rev-parse", "HEAD", cwd=folder).stdout.strip()
+    run("git", *IDENTITY, "tag", "-a", "chargpt@v2.0.0", "-m", "second", cwd=folder)
+    assert found["old"] == reproduced
+    assert found["old"][MODEL] != found["new"][MODEL]
+    return found
+
+
+@pytest.fixture
+def clone(run: Run, team: dict[str, Any], tmp_path: Path) -> Path:
+    """A colleague's clone, which has git's files only."""
+    run("git", "clone", "-q", str(team["folder"]), str(tmp_path / "clone"))
+    return tmp_path / "clone"
+
+
+def default_store(environment: dict[str, str]) -> Path:
+    return Path(environment["HOME"]) / ".local/share/chargpt/store"
+
+
+def test_default_remote(
+    repo: Path, run: Run, environment: dict[str, str], reproduced: dict[str, str], tmp_path: Path
+) -> None:
+    """Nothing is set up: clones on this machine fetch the model, experiments and results from one another."""
+    outside = sorted(Path("/").iterdir())
+    folder = tmp_path / "mine"
+    shutil.copytree(repo, folder)
+    run("git", "clone", "-q", "--bare", "mine", "bare", cwd=tmp_path)
+    run("git", "remote", "add", "origin", str(tmp_path / "bare"), cwd=folder)
+    run("dvc", "push", "--run-cache", cwd=folder)
+    run("dvc", "exp", "run", "-n", "other-seed", "-S", "seed=2", cwd=folder, **SIGNED)
+    run("dvc", "exp", "push", "--run-cache", "origin", "other-seed", cwd=folder)
+    theirs = outputs(folder)
+    run("git", "reset", "-q", "--hard", cwd=folder)
+    lose(folder)
+    for source in ("mine", "bare"):
+        run("dvc", "get", source, MODEL, "-o", f"{source}-1", cwd=tmp_path)
+        run("dvc", "artifacts", "get", source, "chargpt", "--rev", "v1.0.0", "-o", f"{source}-2", cwd=tmp_path)
+        for got in (f"{source}-1", f"{source}-2"):
+            assert hashlib.sha256((tmp_path / got).read_bytes()).hexdigest() == reproduced[MODEL], got
+
+    run("git", "clone", "-q", "bare", "clone", cwd=tmp_path)
+    clone = tmp_path / "clone"
+    assert "next: dvc repro --pull (changed: " in run("chargpt", "check", cwd=clone, **SIGNED).stdout
+    done = run("dvc", "repro", "--pull", cwd=clone)
+    assert "Running stage" not in done.stdout
+    assert outputs(clone) == reproduced
+    assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+    run("dvc", "exp", "pull", "origin", "other-seed", cwd=clone)
+    run("dvc", "exp", "apply", "other-seed", cwd=clone)
+    assert outputs(clone) == theirs
+    run("git", "reset", "-q", "--hard", cwd=clone)
+    # a run that the other clone made and pushed
+    shutil.rmtree(clone / ".dvc/cache")
+    set_value(clone / "params.yaml", seed=2)
+    done = run("dvc", "repro", "--pull", cwd=clone)
+    assert "Running stage 'train'" not in done.stdout
+    assert outputs(clone)[MODEL] == theirs[MODEL]
+
+    assert sorted(Path("/").iterdir()) == outside
+    assert [path.name for path in (Path(environment["HOME"]) / ".local/share").iterdir()] == ["chargpt"]
+    assert [path.name for path in default_store(environment).iterdir()] == ["files", "runs"]
+
+
+def test_a_clone_whose_results_nobody_pushed(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
+    """`dvc repro --pull`, which `chargpt check` names there, then makes the results instead."""
+    alone = {"HOME": str(tmp_path / "home")}
+    run("git", "clone", "-q", str(repo), str(tmp_path / "clone"))
+    done = run("dvc", "repro", "--pull", cwd=tmp_path / "clone", **alone)
+    assert "Running stage 'train'" in done.stdout
+    assert outputs(tmp_path / "clone") == outputs(repo)
+
+
+def test_s3_round_trip(run: Run, team: dict[str, Any], clone: Path) -> None:
+    run("dvc", "pull", cwd=clone, **CREDENTIALS)
+    assert outputs(clone) == team["new"]
+    lose(clone)
+    run("git", "checkout", "-q", team["old commit"], cwd=clone)
+    run("dvc", "pull", cwd=clone, **CREDENTIALS)
+    assert outputs(clone) == team["old"]
+    url = f"file://{team['folder']}"  # as a server's: DVC clones it
+    run("dvc", "get", url, MODEL, "--rev", team["old commit"], "-o", "got", cwd=clone.parent, **CREDENTIALS)
+    run("dvc", "artifacts", "get", url, "chargpt", "-o", "latest", cwd=clone.parent, **CREDENTIALS)
+    assert (clone.parent / "got").read_bytes() == (clone / MODEL).read_bytes()
+    assert hashlib.sha256((clone.parent / "latest").read_bytes()).hexdigest() == team["new"][MODEL]
+
+
+def test_run_cache_is_shared(run: Run, team: dict[str, Any], clone: Path) -> None:
+    """A clone with older parameters trains nothing; only evaluate runs, as its metrics lie in git."""
+    run("git", "checkout", "-q", team["old commit"], "--", "params.yaml", cwd=clone)
+    done = run("dvc", "repro", "--pull", cwd=clone, **CREDENTIALS)
+    assert [line for line in done.stdout.splitlines() if "Running stage" in line] == ["Running stage 'evaluate':"]
+    page = "metrics/report.html"  # here compares with the newer version, which this commit's history has
+    assert outputs(clone) | {page: ""} == team["old"] | {page: ""}
+    run("git", "diff", "--exit-code", team["old commit"], "--", "params.yaml", "metrics", cwd=clone)
+
+
+def test_credentials_stay_out_of_git(run: Run, team: dict[str, Any]) -> None:
+    folder = team["folder"]
+    assert SECRET in (folder / ".dvc/config.local").read_text()
+    assert run("git", "status", "--porcelain", cwd=folder).stdout == ""
+    commits = run("git", "rev-list", "--all", cwd=folder).stdout.split()
+    for word in (KEY, SECRET):
+        assert run("git", "grep", "-e", word, *commits, cwd=folder, check=False).returncode == 1
+        assert run("git", "grep", "--untracked", "-e", word, cwd=folder, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("remote", ["store", "team"])
+def test_damaged_object_is_refused_and_healed(
+    run: Run, team: dict[str, Any], environment: dict[str, str], clone: Path, s3: Server, remote: str
+) -> None:
+    folder = team["folder"]
+    store = {"store": default_store(environment), "team": s3.folder / "bucket/chargpt"}[remote]
+    if remote == "store":
+        run("dvc", "push", "-r", "store", cwd=folder)
+    name = md5(folder)
+    damage(stored(store, name))
+
+    done = run("dvc", "pull", "-r", remote, cwd=clone, check=False, **CREDENTIALS)
+    assert done.returncode != 0
+    assert "Checkout failed for following targets:\nartifacts/model.safetensors" in done.stderr
+    assert not (clone / MODEL).exists()
+
+    # dvc get verifies nothing; the model file does
+    url = f"file://{folder}"
+    run("dvc", "get", url, MODEL, "-o", "got", "--remote", remote, cwd=clone.parent, **CREDENTIALS)
+    with pytest.raises(ChargptError, match="does not match its own sha256: damaged in transfer; fetch it again"):
+        load_model(clone.parent / "got")
+
+    assert "up to date" in run("dvc", "push", "-r", remote, cwd=folder).stdout  # it looks at names only
+    run(sys.executable, "-c", DELETE.replace("team", remote).replace("MD5", name), cwd=folder)
+    run("dvc", "push", "-r", remote, cwd=folder)
+    run("dvc", "pull", "-r", remote, cwd=clone, **CREDENTIALS)
+    assert outputs(clone) == team["new"]
+
+
+def test_generate_refuses_a_damaged_model(run: Run, repo: Path, reproduced: dict[str, str], tmp_path: Path) -> None:
+    shutil.copyfile(repo / MODEL, tmp_path / "got")
+    damage(tmp_path / "got")
+    done = run("chargpt", "generate", "--model", "got", "--prompt", "9", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: got: the content does not match its own sha256")
+
+
+def test_s3_refusals_are_clear(run: Run, team: dict[str, Any], clone: Path, s3: Server) -> None:
+    """And lose nothing: the same clone pulls once its settings are right."""
+
+    def refusal(command: str, bucket: str = "bucket", **variables: str) -> str:
+        configure(clone, "team", url=f"s3://{bucket}/chargpt")
+        done = run("dvc", command, cwd=clone, check=False, **(CREDENTIALS | variables))
+        configure(clone, "team")
+        assert done.returncode != 0
+        return done.stderr.splitlines()[0]
+
+    assert "Forbidden" in refusal("pull", AWS_SECRET_ACCESS_KEY="wrong")
+    assert "The specified bucket does not exist" in refusal("pull", bucket="missing")
+    run("dvc", "pull", cwd=clone, **CREDENTIALS)
+    assert outputs(clone) == team["new"]
+    assert "Forbidden" in refusal("push", AWS_ACCESS_KEY_ID="wrong")
+    assert "The specified bucket does not exist" in refusal("push", bucket="missing")
+    s3.kill()
+    assert "Could not connect to the endpoint URL" in refusal("push")
+    s3.start()
+    run("dvc", "push", cwd=clone, **CREDENTIALS)
+    assert outputs(clone) == team["new"]
+
+
+def test_s3_server_dies_half_way(
+    run: Run, team: dict[str, Any], clone: Path, s3: Server, environment: dict[str, str]
+) -> None:
+    """While a file goes up in several parts, and while it comes down; the next try finishes."""
+    big, cache, bucket = clone / "big.bin", clone / ".dvc/cache", s3.folder / "bucket"
+    with big.open("wb") as file:
+        file.truncate(100 * 2**20)  # from here on, parts of 50 MiB
+    content = big.read_bytes()
+    target = stored(bucket / "chargpt", hashlib.md5(content).hexdigest())
+    run("dvc", "add", "big.bin", cwd=clone)
+
+    def interrupted(command: str, folder: Path) -> str:
+        """What DVC says when the server is killed once some of the file has come to the folder."""
+        s3.restart("--bwlimit=4M")
+        enough = size(folder) + 2**20
+        process = subprocess.Popen(
+            ["dvc", command, "big.bin"], cwd=clone, env=environment | CREDENTIALS, stderr=subprocess.PIPE, text=True
+        )
+        wait_until(lambda: size(folder) > enough or process.poll() is not None)
+        s3.kill()
+        stderr = process.communicate()[1]
+        assert process.returncode != 0
+        s3.log.unlink()
+        s3.start()
+        return stderr
+
+    assert "failed to push data to the cloud - 1 files failed to upload" in interrupted("push", bucket)
+    assert not target.exists()
+    assert big.read_bytes() == content
+    run("dvc", "push", "big.bin", cwd=clone, **CREDENTIALS)
+    assert s3.log.read_text().count("put multipart upload") == 2
+    assert target.read_bytes() == content
+
+    big.unlink()
+    shutil.rmtree(cache)
+    assert "failed to pull data from the cloud - 1 files failed to download" in interrupted("pull", cache)
+    assert not big.exists()
+    run("dvc", "pull", "big.bin", cwd=clone, **CREDENTIALS)
+    assert big.read_bytes() == content
+    for folder in (clone, bucket):  # 300 MiB that pytest would keep
+        for path in folder.rglob("*"):
+            if path.is_file() and path.stat().st_size > 2**20:
+                path.unlink()
+
+
+@pytest.mark.parametrize(("kind", "server", "path"), [("webdav", "webdav", "/collection"), ("ssh", "sftp", "/chargpt")])
+def test_other_kinds(
+    run: Run, team: dict[str, Any], environment: dict[str, str], tmp_path: Path, kind: str, server: str, path: str
+) -> None:
+    folder, place = tmp_path / "mine", tmp_path / kind
+    shutil.copytree(team["folder"], folder)
+    (place / "collection").mkdir(parents=True)  # WebDAV needs the one that the url names
+    served = Server(server, place, environment, "--user", "me", "--pass", SECRET)
+    served.start()
+    try:
+        url = f"{kind}://{served.address}{path}"
+        configure(folder, kind, url=url, verify="true", user="me", password=SECRET)
+        run("dvc", "push", "-r", kind, cwd=folder)
+        assert stored(place / path[1:], md5(folder)).is_file()
+        lose(folder)
+        run("dvc", "pull", "-r", kind, cwd=folder)
+    finally:
+        served.kill()
+    assert outputs(folder) == team["new"]

@@ -1,0 +1,156 @@
+"""The house: which ring may import which, what dvc.yaml names, and what makes a model again."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+from chargpt.project.check import changed_stages
+from chargpt.project.params_file import load_params
+from stages.__main__ import run as run_stage
+from tests.conftest import Run, undo
+from tests.faults import STAGES
+from tests.faults import outputs as outputs_of
+from tests.pipeline import ROOT, Recorder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_cover_the_imports(stage: str) -> None:
+    """Each dep is imported, and each import is below a dep. The __init__.py of chargpt and of stages are empty."""
+    graph = grimp.build_graph("chargpt", "stages", exclude_type_checking_imports=True, cache_dir=None)
+    modules = graph.find_upstream_modules(f"stages.{stage}") | {f"stages.{stage}"}
+    imported = {file for module in modules if (file := module_file(module))}
+    deps = [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith(("chargpt", "stages"))]
+    assert all(any(file.is_relative_to(dep) for dep in deps) for file in imported)
+    assert all(any(file.is_relative_to(dep) for file in imported) for dep in deps)
+    assert STAGES[stage]["cmd"] == f"python -m stages {stage}"
+
+
+def module_file(module: str) -> Path | None:
+    path = ROOT / module.replace(".", "/")
+    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
+
+
+def test_the_root_packages_import_nothing() -> None:
+    for package in ("chargpt", "stages"):
+        assert not ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")).body[1:]
+
+
+def test_the_runner_loads_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys, stages.__main__, chargpt.runtime.machine, chargpt.runtime.progress, chargpt.runtime.torchrun;"
+        "import chargpt.project.params_file as p, chargpt.project.git as g; p.load_params(); g.refuse_untracked_code();"
+        "sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.fixture
+def inside(repo: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process in the copied project, with its DVC directories."""
+    monkeypatch.chdir(repo)
+    for name in ("DVC_SITE_CACHE_DIR", "DVC_NO_ANALYTICS"):
+        monkeypatch.setenv(name, environment[name])
+    return repo
+
+
+OUTSIDE = ["chargpt/project/check.py", "chargpt/cli/app.py", "README.md", "chargpt/params.py", "stages/__main__.py"]
+RETRAINS = ["chargpt/training/loop.py", "chargpt/model/gpt.py", "chargpt/training/optimizers.py", "stages/train.py"]
+
+
+def edit(path: Path) -> None:
+    """Reword the first comment, or add one."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text + ("\n<!-- more -->\n" if path.suffix == ".md" else "\n# more\n"), encoding="utf-8")
+
+
+def test_only_training_code_retrains(inside: Path, run: Run) -> None:
+    assert changed_stages() == []
+    for name in OUTSIDE:
+        edit(inside / name)
+        assert changed_stages() == [], name
+    reword(inside / "chargpt/runtime/exits.py", "not enough memory", "too little memory")
+    reword(inside / "chargpt/cli/app.py", "Number of characters to generate.", "How many characters to generate.")
+    assert changed_stages() == []
+    edit(inside / "chargpt/evaluation/report.html.j2")
+    assert changed_stages() == ["evaluate"]
+    undo(run)
+    for name in RETRAINS:
+        edit(inside / name)
+        assert "train" in changed_stages(), name
+        undo(run)
+    assert changed_stages() == []
+
+
+def reword(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_stages_read_the_params_they_declare_and_need_no_runner(inside: Path, run: Run) -> None:
+    """Each through the runner, noting what is read; then directly, which gives the same bytes."""
+    outputs = [inside / name for stage in STAGES for name in outputs_of(stage)]
+    whole = {path: path.read_bytes() for path in outputs}
+    for name, stage in STAGES.items():
+        recorder = Recorder(load_params())
+        run_stage(name, recorder)  # type: ignore[arg-type]
+        templated = {dep[2:-1] for dep in stage["deps"] if dep.startswith("${")}
+        if name == "sample":  # lists the whole file
+            assert stage["params"] == [{"params.yaml": None}]
+        else:
+            assert recorder.read | templated == set(stage.get("params", [])), name
+    through = {path: path.read_bytes() for path in outputs}
+    for name in STAGES:
+        for path in (inside / output for output in outputs_of(name)):
+            path.unlink()
+        importlib.import_module(f"stages.{name}").main(load_params())
+    assert {path: path.read_bytes() for path in outputs} == through
+    assert through.keys() == whole.keys()
+    undo(run)  # this process has another number of threads, which may show in a last digit
+
+
+@pytest.mark.parametrize("name", ["download", "prepare", "migrate", "sample", "export"])
+def test_stages_that_do_not_load_torch(name: str, run: Run) -> None:
+    """It takes seconds. `migrate` has nothing to migrate here."""
+    program = f"import sys; sys.argv[1:] = ['{name}']\ntry: from stages.__main__ import main; main()\n"
+    run(sys.executable, "-c", program + "finally: assert not {'torch', 'dvc', 'matplotlib'} & sys.modules.keys()")
+    undo(run)
+
+
+def test_a_clone_without_tags_gives_the_same_page(repo: Path, run: Run, tmp_path: Path) -> None:
+    """The page of the pipeline depends on its inputs alone; `chargpt report` compares, in a file of its own."""
+    page = (repo / "metrics/report.html").read_bytes()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    figures = (repo / "metrics/evaluate.json").read_text()
+    (repo / "metrics/evaluate.json").write_text(figures.replace('"val_loss": ', '"val_loss": 1'))
+    run("git", *identity, "commit", "-q", "-a", "-m", "worse")
+    run("git", *identity, "tag", "-a", "chargpt@v1.0.0", "-m", "worse")
+    (repo / "metrics/evaluate.json").write_text(figures)
+    run("git", *identity, "commit", "-q", "-a", "-m", "better")
+    shutil.copytree(repo, tmp_path / "plain", symlinks=True)
+    run("git", "tag", "-d", "chargpt@v1.0.0", cwd=tmp_path / "plain")
+    for folder in (repo, tmp_path / "plain"):
+        run(sys.executable, "-m", "stages", "evaluate", cwd=folder)
+        assert (folder / "metrics/report.html").read_bytes() == page
+    assert run("chargpt", "report").stdout == "wrote report.html; compared with chargpt@v1.0.0\n"
+    assert b"chargpt@v1.0.0" in (repo / "report.html").read_bytes()
+    assert run("git", "status", "--porcelain").stdout == ""
+    done = run("chargpt", "report", "--output", "other.html", cwd=tmp_path / "plain")
+    assert done.stdout == "wrote other.html; no earlier version to compare with\n"
+    for arguments, message in {
+        ("--output", "metrics/report.html"): "is the project's metrics/report.html and would replace it; give another",
+        ("--output", "params.yaml"): "is the project's params.yaml and would replace it; give another path",
+        ("--against", "nope"): "unknown Git revision 'nope'",
+    }.items():
+        done = run("chargpt", "report", *arguments, check=False)
+        assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr
+    run("git", "tag", "-d", "chargpt@v1.0.0")
+    run("git", "reset", "-q", "--hard", "HEAD~2")

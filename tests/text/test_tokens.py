@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from chargpt.errors import ChargptError
+from chargpt.text import corpus as text
+from chargpt.text import tokens as data
+from chargpt.text.corpus import read_text, scan_text
+from chargpt.text.tokens import (
+    epoch_parts,
+    evaluation_batches,
+    read_tokens,
+    split_sizes,
+    training_batch,
+    write_tokens,
+)
+from chargpt.text.vocab import Vocab
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every multi-byte character and CRLF falls across pieces somewhere."""
+    monkeypatch.setattr(text, "CHUNK_BYTES", 3)
+
+
+def corpus(tmp_path: Path, content: str | bytes) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+TEXTS = [
+    "ab\ncd" * 9,
+    "\u00e9\u2603\U0001f600" * 7,
+    "".join(map(chr, range(0x4E00, 0x4E00 + 1000))) * 2,
+    "a\x00\u2028b" * 4,
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_prepare_as_the_legacy_system_did(tmp_path: Path, text: str) -> None:
+    path = corpus(tmp_path, text)
+    vocab, length = scan_text(path)
+    assert vocab == Vocab(sorted(set(text)))
+    assert length == len(text)
+    write_tokens(tmp_path / "tokens.safetensors", path, vocab, length, 0.1)
+    train, val = read_tokens(tmp_path / "tokens.safetensors", vocab)
+    n = int(0.9 * len(text))
+    assert vocab.decode(train) == text[:n]
+    assert vocab.decode(val) == text[n:]
+    assert train.dtype == vocab.dtype == (np.uint16 if len(vocab) > 256 else np.uint8)
+
+
+@pytest.mark.parametrize("text", ["a\r\nb\rc\n\r\nd\r", "\r\n", "\r", "\n\r"])
+def test_line_ends_become_lf_as_in_text_mode(tmp_path: Path, text: str) -> None:
+    path = corpus(tmp_path, text)
+    with path.open(encoding="utf-8") as file:
+        assert "".join(read_text(path)) == file.read()
+
+
+def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
+    assert "".join(read_text(corpus(tmp_path, b"\xef\xbb\xbfab\xef\xbb\xbfc"))) == "ab\ufeffc"
+
+
+@pytest.mark.parametrize(
+    ("content", "at"),
+    [(b"abcd\xffe", 4), (b"\x80", 0), (b"abc\xe2\x98", 3), ("éééééa".encode() + b"\xc3\x28", 11)],
+)
+def test_invalid_utf8_names_the_byte(tmp_path: Path, content: bytes, at: int) -> None:
+    with pytest.raises(ChargptError, match=rf"corpus\.txt: byte {at} \(0x{content[at]:02x}\) is not UTF-8"):
+        scan_text(corpus(tmp_path, content))
+
+
+def test_a_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it is: of a quarter of a million characters at most."""
+    path = corpus(tmp_path, "abcd" * 200_000)
+    monkeypatch.undo()
+    assert max(map(len, read_text(path))) <= 250_000 * 1.05
+
+
+@given(st.binary(max_size=40))
+def test_decoding_agrees_with_python(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = corpus(tmp_path_factory.mktemp("x"), content)
+    try:
+        expected = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        with pytest.raises(ChargptError, match=f"byte {error.start} "):
+            list(read_text(path))
+    else:
+        expected = expected.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        assert "".join(read_text(path)) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_empty_text(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ChargptError, match="the text is empty"):
+        scan_text(corpus(tmp_path, content))
+
+
+def test_missing_text(tmp_path: Path) -> None:
+    with pytest.raises(ChargptError, match="no such text file"):
+        scan_text(tmp_path / "nothing.txt")
+
+
+def test_text_that_changes_while_read(tmp_path: Path) -> None:
+    path = corpus(tmp_path, "abcabc")
+    vocab, length = scan_text(path)
+    corpus(tmp_path, "abcabcabc")
+    with pytest.raises(ChargptError, match="changed while it was being read"):
+        write_tokens(tmp_path / "t", path, vocab, length, 0.5)
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+@pytest.mark.parametrize(
+    ("length", "val_fraction", "sizes"),
+    [
+        (1_115_394, 0.1, (1_003_854, 111_540)),  # Tiny Shakespeare, as the legacy system split it
+        (20, 0.1, (18, 2)),
+        (101, 0.5, (50, 51)),  # the odd character is validated on
+        (4, 0.5, (2, 2)),
+        (400, 0.99, (4, 396)),
+    ],
+)
+def test_the_first_part_is_trained_on(length: int, val_fraction: float, sizes: tuple[int, int]) -> None:
+    assert split_sizes(length, val_fraction) == sizes
+
+
+@pytest.mark.parametrize(
+    ("length", "val_fraction", "train", "val"), [(3, 0.5, 1, 2), (20, 0.05, 19, 1), (3, 0.3, 2, 1), (0, 0.5, 0, 0)]
+)
+def test_a_split_without_a_prediction_is_refused(length: int, val_fraction: float, train: int, val: int) -> None:
+    with pytest.raises(ChargptError) as error:
+        split_sizes(length, val_fraction)
+    assert str(error.value) == (
+        f"a text of {length} characters with val_fraction={val_fraction} leaves {train} to train on and {val} to"
+        " validate on; each needs at least 2: use a longer text or another val_fraction"
+    )
+
+
+@given(st.integers(400, 10**9), st.floats(0.01, 0.99))
+def test_a_split_is_whole_and_near_its_fraction(length: int, val_fraction: float) -> None:
+    train, val = split_sizes(length, val_fraction)
+    assert train + val == length
+    assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
+
+
+@given(st.integers(400, 10**9), st.floats(0.01, 0.98), st.integers(0, 1000), st.floats(0, 0.01))
+def test_more_text_or_a_larger_fraction_is_no_smaller_part(
+    length: int, val_fraction: float, more: int, larger: float
+) -> None:
+    train, val = split_sizes(length, val_fraction)
+    longer = split_sizes(length + more, val_fraction)
+    assert longer[0] >= train and longer[1] >= val
+    assert split_sizes(length, val_fraction + larger)[1] >= val
+
+
+@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))
+def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: int, batch_size: int) -> None:
+    ids = np.arange(n, dtype=np.uint8)
+    inputs, targets = [], []
+    for x, y in evaluation_batches(ids, block_size, batch_size):
+        assert x.shape == y.shape
+        assert x.shape[0] <= batch_size and x.shape[1] <= block_size
+        inputs += x.flatten().tolist()
+        targets += y.flatten().tolist()
+    assert targets == list(range(1, n))
+    assert inputs == list(range(n - 1))
+
+
+@given(
+    st.integers(2, 60), st.integers(1, 9), st.integers(1, 7), st.integers(0, 5), st.integers(0, 3), st.integers(3, 99)
+)
+def test_each_epoch_reads_each_window_once(
+    n: int, block_size: int, batch_size: int, seed: int, epoch: int, shuffled: int
+) -> None:
+    """Also if an epoch has parts, each of which is spread over the whole text."""
+    ids = np.arange(max(n, block_size + 1), dtype=np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SHUFFLED", shuffled)
+        parts, size = epoch_parts(len(ids), block_size)
+        windows = parts * size
+        room = max(1, (len(ids) - 1) // block_size - 1)
+        assert room - parts < windows <= room and size <= shuffled
+        first = epoch * windows // batch_size
+        steps = range(first, first + windows + 1)
+        draws = [training_batch(ids, block_size, batch_size, seed, step)[0][:, 0] for step in steps]
+    starts = np.concatenate(draws)[epoch * windows - first * batch_size :][:windows].tolist()
+    assert len({start % block_size for start in starts}) == 1
+    assert len(set(starts)) == windows
+    assert min(starts) >= 0 and max(starts) <= len(ids) - block_size - 1
+    order = [(start - min(starts)) // block_size for start in starts]
+    assert [window % parts for window in order] == [part for part in range(parts) for _ in range(size)]
+
+
+def test_epochs_differ_in_offset_and_order() -> None:
+    ids = np.arange(250, dtype=np.uint8)
+    epochs = [
+        training_batch(ids, 6, 40, 0, epoch)[0][:, 0].tolist() for epoch in range(20)
+    ]  # 40 windows, all in a batch
+    assert len({starts[0] % 6 for starts in epochs}) == 6
+    assert len({tuple(sorted(range(40), key=starts.__getitem__)) for starts in epochs}) > 15
+    assert min(min(starts) for starts in epochs) < 6 and max(max(starts) for starts in epochs) >= 240
+
+
+@given(st.integers(0, 10), st.integers(0, 10))
+def test_training_batch(seed: int, step: int) -> None:
+    ids = np.arange(30, dtype=np.uint8)
+    x, y = training_batch(ids, 5, 7, seed, step)
+    assert x.shape == y.shape == (7, 5)
+    assert (y == x + 1).all() and x.min() >= 0 and y.max() <= 29
+    again, _ = training_batch(ids, 5, 7, seed, step)
+    other, _ = training_batch(ids, 5, 7, seed, step + 1)
+    assert (x == again).all() and not (x == other).all()
+
+
+@pytest.mark.parametrize("val", [[0, 3], [0], [], [[0, 1], [1, 0]], np.array([0, 1], np.uint16)])
+def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
+    arrays = {"train": np.zeros(5, np.uint8), "val": np.asarray(val, getattr(val, "dtype", np.uint8))}
+    save_file(arrays, tmp_path / "t")
+    with pytest.raises(ChargptError, match="val does not hold ids of the vocabulary's 3 characters"):
+        read_tokens(tmp_path / "t", Vocab("abc"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int64, torch.bool])
+def test_tokens_of_another_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    ids = torch.ones(10).to(dtype)
+    safetensors.torch.save_file({"train": ids, "val": ids.clone()}, tmp_path / "t")
+    with pytest.raises(ChargptError, match="has no tensor train, val of ids; run `dvc repro` to make it again"):
+        read_tokens(tmp_path / "t", Vocab("abc"))
+
+
+def test_tokens_without_a_split(tmp_path: Path) -> None:
+    save_file({"train": np.zeros(5, np.uint8)}, tmp_path / "t")
+    with pytest.raises(ChargptError, match="has no tensor val"):
+        read_tokens(tmp_path / "t", Vocab("abc"))

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt.errors import ChargptError
+from chargpt.text.vocab import Vocab, code_points
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(text)
+def test_round_trip(s: str) -> None:
+    vocab = Vocab(sorted(set(s)))
+    assert vocab.decode(vocab.encode(s)) == s
+    assert "".join(json.loads(vocab.to_json())["characters"]) == "".join(vocab.itos)
+    assert vocab.encode(s) == [sorted(set(s)).index(c) for c in s]  # the legacy system's ids
+
+
+@given(text, text)
+def test_unknown_characters_are_named(known: str, s: str) -> None:
+    vocab = Vocab(sorted(set(known)))
+    unknown = [c for c in s if c not in known]
+    if unknown:
+        with pytest.raises(ChargptError) as error:
+            vocab.encode(s)
+        assert repr(unknown[0]) in str(error.value)
+    else:
+        assert vocab.decode(vocab.encode(s)) == s
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1, np.uint8), (256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
+def test_smallest_dtype(size: int, dtype: type) -> None:
+    characters = [chr(i) for i in range(size + 2048) if not 0xD800 <= i < 0xE000][:size]
+    vocab = Vocab(characters)
+    assert vocab.dtype == dtype
+    assert vocab.encode_array(characters[-1] + characters[0]).tolist() == [size - 1, 0]
+    assert vocab.encode_array("").dtype == dtype
+
+
+def test_any_iterable_of_ids_decodes() -> None:
+    vocab = Vocab("abc")
+    assert vocab.decode(np.array([2, 1], np.uint8)) == "cb" == vocab.decode(iter([2, 1]))
+    for bad in (-1, 3):
+        with pytest.raises(ChargptError, match="outside the vocabulary of 3"):
+            vocab.decode([bad])
+
+
+ORDER = "the vocabulary's characters are not distinct and in code-point order"
+
+
+@pytest.mark.parametrize(
+    ("characters", "message"),
+    [
+        ("", "a vocabulary needs at least one character"),
+        ("ba", ORDER),
+        ("aba", ORDER),
+        ("abb", ORDER),
+        (["ab"], "vocabulary entry 'ab' is not a single character"),
+        (["a", ""], "vocabulary entry '' is not a single character"),
+        (["\ud800"], r"vocabulary entry '\ud800' is not a single character"),
+        (["\udfff"], r"vocabulary entry '\udfff' is not a single character"),
+        ([1], "vocabulary entry '1' is not a single character"),
+        ([["a"]], "vocabulary entry \"['a']\" is not a single character"),
+        (["x" * 99], f"vocabulary entry '{'x' * 20}' is not a single character"),
+    ],
+)
+def test_refused(characters: list[str], message: str) -> None:
+    with pytest.raises(ChargptError) as error:
+        Vocab(characters)
+    assert str(error.value).startswith(message)
+
+
+def test_the_neighbours_of_surrogates_are_characters() -> None:
+    assert Vocab("\ud7ff\ue000").encode("\ue000\ud7ff") == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "character", "at"), [("axbx", "x", 1), ("ab\U0001f600", "\U0001f600", 2), ("`", "`", 0)]
+)
+def test_the_first_unknown_character_and_its_place(text: str, character: str, at: int) -> None:
+    """Inside the known range, above and below it."""
+    with pytest.raises(ChargptError) as error:
+        Vocab("abz").encode(text)
+    assert str(error.value) == (
+        f"character {character!r} (at position {at}) is not in the vocabulary of 3 characters; leave it out, or train"
+        " on a text that has it"
+    )
+
+
+def test_half_a_character_is_unknown() -> None:
+    with pytest.raises(ChargptError, match=r"^character '\\ud800' \(at position 1\) is not in"):
+        Vocab("a").encode("a\ud800")
+
+
+def test_vocabularies_are_equal_if_their_characters_are() -> None:
+    vocab = Vocab("ab")
+    assert vocab == Vocab(["a", "b"]) and len({vocab, Vocab("ab"), Vocab("ac")}) == 2
+    assert hash(vocab) != hash(Vocab("ac"))
+    assert vocab != Vocab("abc") and vocab != "ab" and vocab != ("a", "b")
+    assert len(vocab) == 2
+    assert repr(vocab) == "Vocab('ab')"
+
+
+def test_code_points() -> None:
+    assert code_points("a\U0001f600\ud800").tolist() == [97, 0x1F600, 0xD800]
+    assert code_points("").size == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"characters": 1}', b'{"characters": "ba"}', b"[" * 100_000, b"\xff\xfe"]
+)
+def test_refused_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vocab.json").write_bytes(content)
+    with pytest.raises(ChargptError) as error:
+        Vocab.load(tmp_path / "vocab.json")
+    reason = f": {ORDER}" if b"ba" in content else ""
+    assert str(error.value) == (
+        f'{tmp_path}/vocab.json: not a vocabulary like {{"characters": "abc"}}{reason};'
+        " run `dvc repro -f prepare` to make it again"
+    )
+
+
+def test_no_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ChargptError, match=r"no such file; run `dvc repro` to make it$"):
+            Vocab.load(path)
+
+
+def test_file_round_trip(tmp_path: Path, vocab: Vocab) -> None:
+    (tmp_path / "vocab.json").write_text(vocab.to_json())
+    assert Vocab.load(tmp_path / "vocab.json") == vocab == Vocab.load(str(tmp_path / "vocab.json"))
+
+
+def test_a_file_may_hold_characters_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_bytes('{"characters": "aé☃"}'.encode())
+    assert Vocab.load(tmp_path / "vocab.json") == Vocab("aé☃")
+
+
+def test_json_is_plain() -> None:
+    assert json.loads(Vocab("\n a\U0001f600").to_json()) == {"characters": "\n a\U0001f600"}
+    assert Vocab("\u00e9").to_json() == '{"characters": "\\u00e9"}\n'

@@ -1,0 +1,206 @@
+"""Numbers at their limits: each ends well, or in the project's own error."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chargpt.errors import ChargptError
+from chargpt.evaluation.curve import Row
+from chargpt.evaluation.loss import evaluate, metrics
+from chargpt.legacy.directory import read_legacy
+from chargpt.legacy.migration import migrate
+from chargpt.model.config import GPTConfig
+from chargpt.model.file import load_model, save_model
+from chargpt.model.gpt import GPT
+from chargpt.project.params_file import load_params
+from chargpt.text.tokens import split_sizes
+from chargpt.training.loop import train
+from chargpt.training.start import new_model
+from tests.conftest import choose, random_model, write_params
+from tests.legacy.test_migration import VOCAB, legacy_model, save
+from tests.training.test_loop import TRAIN, VAL
+
+STAGES = ("prepare", "train", "evaluate", "sample", "export")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pipeline(text: str, *stages: str, **changes: object) -> None:
+    """Run stages in the working directory, in this process."""
+    Path("text.txt").write_text(text, encoding="utf-8", newline="\n")
+    params = load_params(write_params(Path("params.yaml"), corpus="text.txt", prompt=text[:1] or " ", **changes))
+    for stage in stages or STAGES:
+        importlib.import_module(f"stages.{stage}").main(params)
+
+
+# texts
+
+
+def test_a_text_of_one_repeated_character(folder: Path) -> None:
+    pipeline("a" * 2000)
+    assert json.loads(Path("metrics/evaluate.json").read_text()) == {
+        "val_loss": 0.0,
+        "bits_per_char": 0.0,
+        "perplexity": 1.0,
+        "copied": {"longest": 199, "share": 1.0, "validation_longest": 199, "validation_share": 1.0},
+    }
+    assert Path("artifacts/sample.txt").read_text() == "\n".join(f"=== sample {i} ===\n{'a' * 21}\n" for i in (1, 2))
+    assert json.loads(Path("artifacts/hf/tokenizer.json").read_text())["model"]["vocab"] == {"a": 0}
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 10])
+def test_an_empty_validation_split(folder: Path, length: int) -> None:
+    message = (
+        "the text is empty" if not length else r"leaves \d+ to train on and \d+ to validate on; each needs at least"
+    )
+    with pytest.raises(ChargptError, match=message):
+        pipeline("ab" * length, val_fraction=1e-6)
+    assert not Path("data").exists() and not Path("artifacts").exists()
+
+
+@given(
+    st.integers(0, 10**12) | st.integers(0, 50),
+    st.floats(0, 1, exclude_min=True, exclude_max=True) | st.sampled_from([0.1, 0.5, 1e-12]),
+)
+def test_a_split_has_both_parts_or_is_refused(length: int, val_fraction: float) -> None:
+    """Refused just where a part would have fewer than two; near that, where floats round, either is right."""
+    exact = (1 - Fraction(val_fraction)) * length
+    error = Fraction(length + 1) / 2**50
+    try:
+        train, val = split_sizes(length, val_fraction)
+    except ChargptError:
+        assert exact < 2 + error or length - exact <= 1 + error
+    else:
+        assert train + val == length and min(train, val) >= 2
+        assert exact - 1 - error < train <= exact + error
+
+
+def test_block_size_longer_than_a_split(folder: Path) -> None:
+    """Of the training split: refused. Of the validation split: its one window is partial, and whole."""
+    with pytest.raises(ChargptError, match=r"90 characters to train on; block_size=90 needs at least 91: .*-S block_s"):
+        pipeline("ab" * 50, block_size=90)
+    pipeline("ab" * 50, block_size=50)
+    positions = Path("metrics/positions.tsv").read_text().splitlines()
+    assert len(positions) == 1 + 9
+    assert len(Path("artifacts/sample.txt").read_text()) > 40
+
+
+def test_a_batch_larger_than_the_data(folder: Path) -> None:
+    pipeline("abc" * 10, batch_size=500)
+    assert json.loads(Path("metrics/evaluate.json").read_text())["val_loss"] < 3
+
+
+# losses
+
+
+def diverged() -> GPT:
+    """Weights that are numbers and predictions that are not: their products overflow."""
+    model = random_model(GPTConfig(11, 8, 1, 2, 8))
+    model.lm_head.weight.data.fill_(3e38)
+    model.lm_head.weight.data[::2] *= -1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "loss"),
+    [
+        (lambda model: model.lm_head.bias.data.fill_(-2e38)[0].fill_(2e38), "inf"),  # one character is certain
+        (lambda model: model.wpe.weight.data.fill_(float("nan")), "nan"),
+        (lambda model: model.load_state_dict(diverged().state_dict()), "nan"),
+    ],
+)
+def test_a_loss_that_is_no_number(tmp_path: Path, change: object, loss: str) -> None:
+    params = load_params(write_params(tmp_path / "params.yaml"))
+    model = new_model(params, 11)
+    change(model)  # type: ignore[operator]
+    with pytest.raises(ChargptError, match=rf"step 0: training loss .*{loss}.*: training diverged, no model was writ"):
+        train(model, TRAIN, VAL, params, lambda row: None)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
+def test_exploding_gradients(tmp_path: Path, optimizer: str, grad_clip: float) -> None:
+    """Losses of 1e18 nats, whose squared gradients overflow: the best finite model, or an error."""
+    changes = {"optimizer": optimizer, "grad_clip": grad_clip, "lr": 10.0, "warmup_iters": 0}
+    params = load_params(write_params(tmp_path / "params.yaml", max_iters=30, eval_interval=1, **changes))
+    model = new_model(params, 11)
+    model.lm_head.weight.data *= 1e20
+    rows: list[Row] = []
+    try:
+        model = train(model, TRAIN, VAL, params, rows.append)
+    except ChargptError as error:
+        assert "training diverged, no model was written; try a lower rate (-S lr=3.3)" in str(error)
+    else:
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert evaluate(model, VAL) == min(row.val_loss for row in rows)
+    assert rows[0].val_loss > 1e15
+
+
+def test_a_diverging_run_leaves_no_model(folder: Path) -> None:
+    pipeline("abcdefghijk" * 40, "prepare")
+    params = {"optimizer": "adamw", "lr": 10.0, "warmup_iters": 0, "grad_clip": 0.0, "weight_decay": 10.0}
+    with pytest.raises(ChargptError, match="training diverged"):
+        pipeline("abcdefghijk" * 40, "train", max_iters=400, eval_interval=100, final_lr_fraction=1.0, **params)
+    assert not Path("artifacts/model.safetensors").exists()
+
+
+def test_a_diverged_model_is_not_evaluated_nor_sampled(folder: Path) -> None:
+    pipeline("abcdefghijk" * 40, "prepare", "train")
+    _, vocab = load_model("artifacts/model.safetensors")
+    save_model("artifacts/model.safetensors", diverged(), vocab, {})
+    with pytest.raises(ChargptError, match="the validation loss is nan: the weights of a diverged model"):
+        pipeline("abcdefghijk" * 40, "evaluate")
+    with pytest.raises(ChargptError, match="the model's predictions are not finite numbers"):
+        pipeline("abcdefghijk" * 40, "sample")
+    assert not Path("metrics/evaluate.json").exists() and not Path("artifacts/sample.txt").exists()
+
+
+def test_legacy_weights_of_a_diverged_model(tmp_path: Path) -> None:
+    model = legacy_model("relu-head")
+    model.lm_head.weight.data.fill_(3e38)
+    weights, output = save(model, tmp_path / "weights"), tmp_path / "out.safetensors"
+    with pytest.raises(ChargptError, match=r"weights: the validation loss is (nan|inf): a diverged model; nothing was"):
+        migrate(read_legacy(weights), output, VOCAB, VAL % len(VOCAB), dialect="relu-head")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@given(st.floats(0, 1e308))
+def test_metrics_are_numbers_that_json_has(val_loss: float) -> None:
+    assert np.isfinite(list(metrics(val_loss).values())).all()
+
+
+# sampling
+
+FINITE = st.floats(-(2.0**127), 2.0**127, width=32)
+
+
+@given(
+    st.lists(FINITE, min_size=1, max_size=6),
+    st.sampled_from([0.0, 5e-324, 0.5, 1 - 2**-53]),
+    st.sampled_from([0.0, 5e-324, 1e-300, 1e-9, 1.0, 1e9, 1.7e308]),
+    st.sampled_from([None, 1, 2, 10**18]),
+    st.sampled_from([None, 5e-324, 1e-300, 0.5, 1 - 2**-53, 1.0]),
+)
+def test_choosing_at_the_limits_of_floats(
+    values: list[float], u: float, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    """Always an id of a positive probability; where the temperature leaves one only, the likeliest."""
+    logits = np.array([values], np.float32)
+    chosen = choose(logits, np.array([u]), temperature, top_k, top_p)[0]
+    assert 0 <= chosen < len(values)
+    gap = float(logits.max()) - float(logits[0, chosen])
+    assert gap <= 745 * max(temperature, 5e-324)  # exp(-745) is the smallest number above 0
+    if top_k == 1 or temperature == 0 or (top_p is not None and top_p < 1 / len(values)):
+        assert gap == 0
