@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -17,9 +18,7 @@ from typing import Any, BinaryIO
 
 from chargpt.errors import ChargptError
 
-UMASK = os.umask(0)  # the umask can only be read by setting it; the next line restores it
-os.umask(UMASK)
-TEMPORARY = ".chargpt-"  # how the names of temporary files and directories start
+TEMPORARY = re.compile(r"\.chargpt-[0-9a-f]{16}\.tmp")  # the names of temporary files and directories, and no others
 MAX_JSON = 100_000  # bytes; a config.json or a metrics file has hundreds
 
 
@@ -36,14 +35,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise ChargptError(f"{path}: not a regular file, and would be overwritten; give another path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")  # nobody can guess it and put a link there
+    temporary = temporary_path(path.parent)
     try:
+        temporary.touch(0o666, exist_ok=False)  # the system applies the umask
+        mode = (path if path.exists() else temporary).stat().st_mode & 0o777
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # a library may have created the file with permissions for its owner only
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~UMASK)
+        with suppress(OSError):  # some file systems do not permit it
+            temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):  # the error of a full disk names no file
@@ -53,12 +53,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and directories of killed processes: those that have not changed for a day."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):  # it belongs to another user, or is already gone
-            if left.lstat().st_mtime < time.time() - 86400:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+@contextmanager
+def temporary_directory(parent: Path) -> Iterator[Path]:
+    """Yield a new directory in `parent`, which is created if needed. The directory is removed with its contents."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_path(parent)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_path(folder: Path) -> Path:
+    """A new name in `folder`. Removes what killed processes left there: entries unchanged for a day with such names."""
+    for left in folder.glob(".chargpt-*.tmp"):
+        if TEMPORARY.fullmatch(left.name):
+            with suppress(OSError):  # it belongs to another user, or is already gone
+                if left.lstat().st_mtime < time.time() - 86400:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return folder / f".chargpt-{secrets.token_hex(8)}.tmp"  # nobody can guess it and put a link there
 
 
 @contextmanager
@@ -96,9 +110,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise ChargptError if `path` is a link: the stranger who made the directory may have pointed it at any file."""
+    """Raise ChargptError if `path` is a symbolic link: in an untrusted directory it may point at any file."""
     if path.is_symlink():
-        raise ChargptError(f"{path}: a link, and links are not followed here; replace it by a copy of its target")
+        raise ChargptError(f"{path}: is a symbolic link; links are not followed here: replace it with its target")
 
 
 def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:

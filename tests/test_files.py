@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import pytest
 
 from chargpt.errors import ChargptError
 from chargpt.files import (
+    TEMPORARY,
     atomic_path,
     atomic_write,
     finite_numbers,
     read_json,
     refuse_link,
-    remove_leftovers,
+    temporary_directory,
     unique_keys,
     write_json,
     write_rows,
@@ -26,7 +29,7 @@ from chargpt.files import (
 from tests.pipeline import ROOT
 
 
-def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "x.bin"
     with atomic_write(path) as file:
         file.write(b"new")
@@ -38,13 +41,12 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
         other.write_bytes(b"newer")
         assert path.read_bytes() == b"new"
     assert path.read_bytes() == b"newer"
-    names = (temporary.name, other.name)
-    assert names[0] != names[1], "nobody can guess it"
-    assert all(name.startswith(".chargpt-") and name.endswith(".tmp") for name in names)
+    assert temporary.name != other.name, "nobody can guess it"
+    assert TEMPORARY.fullmatch(temporary.name) and TEMPORARY.fullmatch(other.name)
     assert ".chargpt-*" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_a_file_stays_as_it_was_if_writing_fails(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
     with pytest.raises(KeyError), atomic_write(path) as file:
@@ -54,7 +56,7 @@ def test_a_file_stays_as_it_was_if_writing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_was_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+def test_content_is_synced_before_the_rename(tmp_path: Path, monkeypatch: Any) -> None:
     events = []
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_size), sync(fd)))
@@ -63,17 +65,33 @@ def test_what_was_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, 
     assert events == [5, "replace"]
 
 
-def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path) -> None:
-    """A new one is like any other new file here, also if a library made it for its owner alone."""
+def test_permissions_of_an_existing_file_are_kept(tmp_path: Path) -> None:
+    """A new file has those of any other new file, even if a library replaced the temporary one by a private one."""
     (tmp_path / "ordinary").touch()
     path = tmp_path / "x"
     with atomic_path(path) as temporary:
+        temporary.unlink()
         temporary.touch(0o600)
     assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     for mode in (0o640, 0o777, 0o400):
         path.chmod(mode)
         write_text(path, "x")
         assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_a_file_is_written_where_permissions_cannot_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    write_text(tmp_path / "x", "whole")
+    assert (tmp_path / "x").read_text() == "whole"
+
+
+def test_an_import_leaves_the_umask_alone() -> None:
+    """Another thread of the program would create files that everybody may write."""
+    code = "import os; os.umask = None; import chargpt.files, chargpt.tensors"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "folder"])
@@ -92,7 +110,7 @@ def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
+def test_errors_of_the_operating_system_name_the_file(tmp_path: Path) -> None:
     """A full disk does not say of which file; the name of the temporary one helps nobody."""
     path = tmp_path / "x"
     for error in (OSError(errno.ENOSPC, "No space left"), None, OSError(errno.EACCES, "Not allowed", "other")):
@@ -101,18 +119,26 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
         assert caught.value.filename == ("other" if caught.value.errno == errno.EACCES else str(path))
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
-    for name in (".chargpt-old.tmp", ".chargpt-new.tmp", "other", ".chargpt-folder/x"):
+def test_temporary_entries_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> None:
+    """Those whose names this code makes; users' own files with similar names stay, however old they are."""
+    old, new, folder = (f".chargpt-{digit * 16}.tmp" for digit in "0af")
+    users = [".chargpt-notes.md", ".chargpt-venv/x", ".chargpt-0123.tmp", f"{old}.bak", f"x{old}", "other"]
+    for name in (old, new, f"{folder}/x", *users):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    for name in (".chargpt-old.tmp", "other", ".chargpt-folder"):
-        os.utime(tmp_path / name, (time.time() - 86_500,) * 2)
-    os.utime(tmp_path / ".chargpt-new.tmp", (time.time() - 86_000,) * 2)
-    remove_leftovers(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {".chargpt-new.tmp", "other"}
-    os.utime(tmp_path / ".chargpt-new.tmp", (0, 0))
-    write_text(tmp_path / "x", "x")
-    assert {p.name for p in tmp_path.iterdir()} == {"x", "other"}
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - (86_000 if path.name == new else 86_500),) * 2)
+    write_text(tmp_path / "out", "x")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", new, *(name.removesuffix("/x") for name in users)}
+    assert (tmp_path / ".chargpt-venv/x").exists()
+
+
+def test_a_temporary_directory_is_removed_with_its_contents(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), temporary_directory(tmp_path / "new") as folder:
+        assert folder.parent == tmp_path / "new" and TEMPORARY.fullmatch(folder.name)
+        (folder / "x").touch()
+        raise KeyError
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_text_and_json_are_written_byte_for_byte(tmp_path: Path) -> None:
@@ -138,39 +164,39 @@ def test_text_and_json_are_written_byte_for_byte(tmp_path: Path) -> None:
         (b"1", "expected a JSON object"),
     ],
 )
-def test_no_json_object(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_without_a_json_object_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ChargptError, match=rf"x\.json: {message}"):
         read_json(tmp_path / "x.json")
 
 
-def test_no_json_file(tmp_path: Path) -> None:
+def test_missing_json_files_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ChargptError, match=r": no such file; give the path of an existing file"):
             read_json(path)
 
 
-def test_json_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_json_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(tmp_path / "x") == {"a": 1}
 
 
-def test_links_are_refused(tmp_path: Path) -> None:
+def test_symbolic_links_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     refuse_link(tmp_path / "file")
-    with pytest.raises(ChargptError, match=r"link: a link, and links are not followed here; replace it by"):
+    with pytest.raises(ChargptError, match=r"link: is a symbolic link; links are not followed here: replace it with"):
         refuse_link(tmp_path / "link")
 
 
-def test_finite_numbers() -> None:
+def test_finite_numbers_are_kept() -> None:
     largest = 1.7976931348623157e308
     numbers = {"a": 0, "b": -1.5, "c": largest, "d": -largest, "e": int(largest)}
     others = {"f": True, "g": float("nan"), "h": float("inf"), "i": 10**400, "j": "1", "k": None, "l": [1]}
     assert finite_numbers(numbers | others) == numbers
 
 
-def test_a_key_may_be_there_once() -> None:
+def test_repeated_keys_are_refused() -> None:
     assert unique_keys([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
     with pytest.raises(ValueError, match="a key occurs twice"):
         unique_keys([("a", 1), ("b", 2), ("a", 1)])

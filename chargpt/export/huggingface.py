@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from chargpt.errors import ChargptError
 from chargpt.export.card import model_card
 from chargpt.export.layout import gpt2_layout, special_tokens
 from chargpt.export.onnx import fits, gpt2_graph, write_onnx
-from chargpt.files import TEMPORARY, remove_leftovers, write_json, write_text
+from chargpt.files import temporary_directory, write_json, write_text
 from chargpt.model.file import ModelFile
 from chargpt.tensors import write_tensors
 from chargpt.text.vocab import Vocab
@@ -46,10 +45,8 @@ def export(
         raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
     special = special_tokens(model.vocab)
     tensors, config = gpt2_layout(model, output, len(special))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output.parent)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output.parent) as name:  # complete, or absent
-        folder = Path(name) / "hf"
+    with temporary_directory(output.parent) as outer:  # complete, or absent
+        folder = outer / "hf"
         folder.mkdir()
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "config.json", config)
