@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chargpt.files import atomic_write
-from chargpt.text.download import OUTPUT, download, is_default_corpus, require_corpus
+from chargpt.paths import INPUT
+from chargpt.text.download import download, is_default_corpus, require_corpus
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -22,7 +23,7 @@ def main(params: Params, cache: Path | None = None) -> None:
     else:
         text = b""
         print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
-    with atomic_write(OUTPUT) as file:
+    with atomic_write(INPUT) as file:
         file.write(text)
 
 

@@ -10,6 +10,7 @@ from chargpt.evaluation.curve import read_curve
 from chargpt.evaluation.page import make_report
 from chargpt.files import write_json, write_rows, write_text
 from chargpt.model.file import load_model
+from chargpt.paths import CHARACTERS, CURVE, METRICS, MODEL, POSITIONS, REPORT, TOKENS
 from chargpt.text.tokens import read_tokens
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 def main(params: Params) -> None:
     """Evaluate the model. The page compares it with no other version, so it depends on the stage's inputs only."""
-    model, vocab = load_model("artifacts/model.safetensors", pick_device(params.device))
-    train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
-    report = make_report(model, vocab, train_ids, val_ids, read_curve("metrics/curves.tsv"))
-    write_rows("metrics/positions.tsv", ("characters_seen", "loss"), report.analysis.positions())
-    write_rows("metrics/characters.tsv", ("character", "count", "loss"), report.analysis.hardest(vocab))
-    write_text("metrics/report.html", report.page)
+    model, vocab = load_model(MODEL, pick_device(params.device))
+    train_ids, val_ids = read_tokens(TOKENS, vocab)
+    report = make_report(model, vocab, train_ids, val_ids, read_curve(CURVE))
+    write_rows(POSITIONS, ("characters_seen", "loss"), report.analysis.positions())
+    write_rows(CHARACTERS, ("character", "count", "loss"), report.analysis.hardest(vocab))
+    write_text(REPORT, report.page)
     # the loss first: `dvc exp show` keeps this order, and a narrow terminal shows the first columns only
-    write_json("metrics/evaluate.json", report.figures | {"copied": report.copied}, sort_keys=False)
+    write_json(METRICS, report.figures | {"copied": report.copied}, sort_keys=False)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in report.figures.items()), file=sys.stderr)
 
 

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 from chargpt.export.huggingface import export
 from chargpt.files import finite_numbers, read_json
 from chargpt.model.file import read_metadata, read_model
+from chargpt.paths import HF, METRICS, MODEL
 
 if TYPE_CHECKING:
     from chargpt.params import Params
 
-MODEL = "artifacts/model.safetensors"
-
 
 def main(_: Params) -> None:
     """Export the model to artifacts/hf."""
-    metrics = finite_numbers(read_json("metrics/evaluate.json"))
-    if remark := export(read_model(MODEL), "artifacts/hf", read_metadata(MODEL)["params"], metrics):
+    metrics = finite_numbers(read_json(METRICS))
+    if remark := export(read_model(MODEL), HF, read_metadata(MODEL)["params"], metrics):
         print(f"export: {remark}", file=sys.stderr)
 
 

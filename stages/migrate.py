@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from chargpt.files import refuse_link, write_json, write_text
 from chargpt.legacy.directory import DoesNotFitCorpus, read_legacy
+from chargpt.paths import MIGRATED, MIGRATION, TOKENS, VOCAB
 from chargpt.text.tokens import read_tokens
 from chargpt.text.vocab import Vocab
 
 if TYPE_CHECKING:
     from chargpt.params import Params
-
-OUTPUT, RECORD = "artifacts/migrated.safetensors", "metrics/migrate.json"
 
 
 def main(params: Params) -> None:
@@ -22,8 +21,8 @@ def main(params: Params) -> None:
 
     If they do not fit the corpus and training starts from scratch, write an empty model file and an empty record.
     """
-    vocab, dialect = Vocab.load("artifacts/vocab.json"), params.dialect
-    train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
+    vocab, dialect = Vocab.load(VOCAB), params.dialect
+    train_ids, val_ids = read_tokens(TOKENS, vocab)
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
     refuse_link(weights)
     config_path = config if config.exists() or config.is_symlink() else None
@@ -32,15 +31,15 @@ def main(params: Params) -> None:
         legacy.require_vocab(vocab)
         from chargpt.legacy.migration import migrate  # loads torch, which takes seconds
 
-        migration = migrate(legacy, OUTPUT, vocab, val_ids, train_ids=train_ids, dialect=dialect)
+        migration = migrate(legacy, MIGRATED, vocab, val_ids, train_ids=train_ids, dialect=dialect)
     except DoesNotFitCorpus as error:
         if params.init == "migrated":
             raise
         print(f"migrate: skipped; init is scratch and needs no legacy model ({error})", file=sys.stderr)
-        write_text(OUTPUT, "")
-        write_json(RECORD, {})
+        write_text(MIGRATED, "")
+        write_json(MIGRATION, {})
         return
-    write_json(RECORD, migration.record())
+    write_json(MIGRATION, migration.record())
     print(migration.report(), file=sys.stderr)
 
 

@@ -10,6 +10,7 @@ from chargpt.files import write_text
 from chargpt.inference.decoder import place
 from chargpt.inference.sampling import Random, generate
 from chargpt.model.file import read_model
+from chargpt.paths import MODEL, SAMPLES
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(params: Params) -> None:
     """Continue the prompt num_samples times. Raises ChargptError if the model does not know one of its characters."""
-    model = read_model("artifacts/model.safetensors")
+    model = read_model(MODEL)
     try:
         prompt = [model.vocab.encode(params.prompt)] * params.num_samples
     except ChargptError as error:
@@ -32,8 +33,8 @@ def main(params: Params) -> None:
         random=Random(params.seed),
     )
     texts = [f"=== sample {i} ===\n{model.vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
-    write_text("artifacts/sample.txt", "\n".join(texts))
-    print("sample: wrote artifacts/sample.txt; for more, type: chargpt generate", file=sys.stderr)
+    write_text(SAMPLES, "\n".join(texts))
+    print(f"sample: wrote {SAMPLES}; for more, type: chargpt generate", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from chargpt.device import pick_device, share_cores
 from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import Curve
 from chargpt.model.file import load_model, save_model
+from chargpt.paths import CURVE, MIGRATED, MODEL, TOKENS, VOCAB
 from chargpt.text.tokens import read_tokens
 from chargpt.text.vocab import Vocab
 from chargpt.training.checkpoint import State
@@ -22,9 +23,6 @@ from chargpt.training.start import continued_model, new_model
 if TYPE_CHECKING:
     from chargpt.model.gpt import GPT
     from chargpt.params import Params
-
-VOCAB, TOKENS, MIGRATED = "artifacts/vocab.json", "data/tokens.safetensors", "artifacts/migrated.safetensors"
-CURVE, MODEL = "metrics/curves.tsv", "artifacts/model.safetensors"
 
 
 def main(params: Params, surroundings: Surroundings | None = None) -> None:

@@ -15,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from chargpt.errors import ChargptError, escape
-from chargpt.project.outputs import MODEL, refuse_own, require_outputs
+from chargpt.paths import MODEL
+from chargpt.project.outputs import refuse_own, require_outputs
 from chargpt.runtime.exits import import_undisturbed, one_line_errors, silence_stdout
 from chargpt.runtime.machine import limit_threads
 

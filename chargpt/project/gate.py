@@ -6,8 +6,8 @@ from pathlib import Path
 
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
+from chargpt.paths import METRICS
 from chargpt.project.metrics import metrics_at
-from chargpt.project.outputs import METRICS
 
 
 def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple[str, float, float, bool]]]:

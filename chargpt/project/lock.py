@@ -10,8 +10,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from chargpt.files import read_json
+from chargpt.paths import METRICS
 from chargpt.project.git import git
-from chargpt.project.outputs import METRICS
 
 LOCK = "dvc.lock"
 INPUTS = ("cmd", "deps", "params")

@@ -8,8 +8,8 @@ from typing import Any
 
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers
+from chargpt.paths import METRICS
 from chargpt.project.git import git
-from chargpt.project.outputs import METRICS
 from chargpt.runtime.exits import one_line
 
 ARTIFACT = "chargpt"  # the model's name in dvc.yaml, and the first part of its version tags

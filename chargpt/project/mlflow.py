@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from chargpt.errors import ChargptError
-from chargpt.project.outputs import CURVE, require_clone
+from chargpt.paths import CURVE
+from chargpt.project.outputs import require_clone
 from chargpt.runtime.exits import one_line
 
 REVISION = "dvc.revision"  # the tag that says which commit a run shows

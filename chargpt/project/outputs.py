@@ -9,9 +9,6 @@ from pathlib import Path
 from chargpt.errors import ChargptError
 from chargpt.project.params_file import PARAMS_FILE, load_params, read_yaml
 
-MODEL, TOKENS = "artifacts/model.safetensors", "data/tokens.safetensors"
-CURVE, METRICS = "metrics/curves.tsv", "metrics/evaluate.json"
-
 
 def require_outputs(*names: str) -> None:
     """Raise ChargptError that says how to make or fetch the first of these outputs that does not exist."""

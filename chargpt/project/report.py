@@ -7,9 +7,10 @@ from pathlib import Path
 
 from chargpt.errors import ChargptError
 from chargpt.files import read_json, write_text
+from chargpt.paths import CURVE, METRICS, MODEL, TOKENS
 from chargpt.project.git import git
 from chargpt.project.metrics import metrics_at, previous_version
-from chargpt.project.outputs import CURVE, METRICS, MODEL, TOKENS, require_outputs
+from chargpt.project.outputs import require_outputs
 
 
 def write_report(output: Path, against: str | None = None, device: str = "auto") -> str | None:

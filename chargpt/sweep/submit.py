@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
+from chargpt.paths import METRICS
 from chargpt.project.git import git, remedy, untracked_code
-from chargpt.project.outputs import METRICS, require_clone
+from chargpt.project.outputs import require_clone
 from chargpt.project.remotes import places, relative_remote
 from chargpt.runtime.exits import one_line
 from chargpt.sweep.plan import Plan, load_plan

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import ChargptError, escape
+from chargpt.paths import CURVE, METRICS
 from chargpt.project.git import git
-from chargpt.project.outputs import CURVE, METRICS
 from chargpt.sweep.plan import overrides, tell
 from chargpt.sweep.study import Sweep, free_slot, locked, next_trial
 

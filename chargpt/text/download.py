@@ -14,8 +14,8 @@ from pathlib import Path
 
 from chargpt.errors import ChargptError
 from chargpt.files import atomic_write
+from chargpt.paths import INPUT
 
-OUTPUT = "data/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 BYTES = 1_115_394
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -25,7 +25,7 @@ TIMEOUT_S = 10
 
 def is_default_corpus(corpus: str) -> bool:
     """Whether `corpus` is the path of the text that the pipeline downloads."""
-    return Path(corpus).resolve() == Path(OUTPUT).resolve()
+    return Path(corpus).resolve() == Path(INPUT).resolve()
 
 
 def require_corpus(corpus: str) -> None:

@@ -1,0 +1,15 @@
+"""Paths of the pipeline's files, from the root of a clone. dvc.yaml names the same ones."""
+
+INPUT = "data/input.txt"  # what the download stage writes
+TOKENS = "data/tokens.safetensors"
+VOCAB = "artifacts/vocab.json"
+MIGRATED = "artifacts/migrated.safetensors"
+MIGRATION = "metrics/migrate.json"
+MODEL = "artifacts/model.safetensors"
+CURVE = "metrics/curves.tsv"
+METRICS = "metrics/evaluate.json"
+POSITIONS = "metrics/positions.tsv"
+CHARACTERS = "metrics/characters.tsv"
+REPORT = "metrics/report.html"
+SAMPLES = "artifacts/sample.txt"
+HF = "artifacts/hf"
