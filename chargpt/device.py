@@ -1,39 +1,47 @@
-"""Choose the device to compute on and the number format."""
+"""Choose the device to compute on and the dtype. Loads torch only when it is asked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from chargpt.errors import ChargptError
 
+if TYPE_CHECKING:
+    import torch
+
+DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?)$"
+DEVICE_WORDS = "one of auto, cpu, mps, cuda, cuda:N"
+
 
 def pick_device(device: str) -> torch.device:
-    """The torch device for a value of `device` in params.yaml. `auto` takes the first available of cuda, mps, cpu.
+    """The torch device for a value of `device` in params.yaml. `auto` is cuda if there is one, otherwise cpu.
 
+    `mps` is chosen only by name: nobody has measured it, and small models are faster on a CPU.
     Raises ChargptError if the device is not available.
     """
+    import torch
+
+    if not re.fullmatch(DEVICE_PATTERN, device):
+        raise ChargptError(f"device is {device!r}; it must be {DEVICE_WORDS}")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    match = re.fullmatch(r"(cpu|mps|cuda)|(cuda):(0|[1-9][0-9]{0,2})", device)
-    if not match:
-        raise ChargptError(f"device is {device!r}; it must be one of auto, cpu, mps, cuda, cuda:N")
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[
-        match[1] or match[2]
-    ]
-    if int(match[3] or 0) >= here:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
+    if int(number or 0) >= found:
         raise ChargptError(f"device {device} is not available here; use auto (-S device=auto, --device auto)")
     return torch.device(device)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The number format of matrix products in training. Weights stay float32.
+    """The dtype of matrix products in training. Weights stay float32.
 
-    `auto` takes bfloat16 if a GPU or the processor computes it natively (AMX or AVX-512 BF16), else float32.
+    `auto` is bfloat16 if a GPU or a CPU with AMX or AVX-512 BF16 computes it natively, otherwise float32.
     Raises ChargptError if the device does not support `dtype`.
     """
+    import torch
+
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -51,6 +59,8 @@ def share_cores(runs: int, say: Callable[[str], None]) -> None:
 
     runs: trainings on this machine, this one included. say: called with a line for the user if the limit changes.
     """
+    import torch
+
     threads = torch.get_num_threads()
     share = max(1, threads // runs)
     if share < threads:
