@@ -162,6 +162,20 @@ def test_the_hash_is_of_the_tensors_in_order_of_their_names_and_of_the_facts() -
 
 
 @pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": np.array([1, -2], np.float32), "a": np.array([[3]], np.uint8)},
+        {"b": np.array([[1], [-2]], np.float32), "a": np.array([[3]], np.uint8)},
+        {"b": np.array([1, -2], np.float32), "a": np.array([[3]], np.int8)},
+    ],
+)
+def test_the_hash_may_cover_names_shapes_and_dtypes(changed: dict[str, Any]) -> None:
+    values = {"b": np.array([1, -2], np.float32), "a": np.array([[3]], np.uint8)}
+    assert tensor_hash(values, {}) != tensor_hash(values, {}, layout=True) != tensor_hash(changed, {}, layout=True)
+    assert tensor_hash(values, {}, layout=True) == tensor_hash(dict(reversed(values.items())), {}, layout=True)
+
+
+@pytest.mark.parametrize(
     ("values", "finite"),
     [
         ([], True),
