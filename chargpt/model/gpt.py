@@ -20,46 +20,6 @@ from chargpt.model.config import GPTConfig
 from chargpt.model.linear import Linear
 
 
-class KVCache:
-    """Keys and values of the positions that a model has already read, to generate one character at a time.
-
-    `keys` and `values`: (n_layer, B, nh, block_size, hs), allocated once. The first `length` positions are filled.
-    """
-
-    def __init__(self, model: GPT, batch_size: int) -> None:
-        c = model.config
-        weight = model.wte.weight
-        shape = (c.n_layer, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.values = torch.zeros_like(self.keys)
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v of T new positions, (B, nh, T, hs); return those of all positions, (B, nh, length + T, hs)."""
-        end = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
-PLAIN_ATTENTION_LENGTH = 256  # positions; for more, torch's fused kernel is used
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
-    """Causal attention written out as matrix products. q, k, v and the result: (B, nh, T, hs).
-
-    dropout: probability in [0, 1). scale: factor on the attention scores.
-    On a CPU in bfloat16, torch's fused kernel does not use the matrix units. Up to PLAIN_ATTENTION_LENGTH positions,
-    this function is up to twice as fast. It needs memory for T x T weights, which the fused kernel does not need.
-    """
-    B, nh, T, hs = q.shape
-    q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
-    future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    with torch.autocast(q.device.type, enabled=False):  # autocast would compute the softmax in float32
-        weights = torch.baddbmm(future.expand(B * nh, T, T), q, k.mT, alpha=scale).softmax(-1)
-        return (F.dropout(weights, dropout) @ v).view(B, nh, T, hs)
-
-
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which each position sees itself and the positions before it."""
 
@@ -74,23 +34,11 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """x and the result: (B, T, C). With a cache, x follows the cached positions, and its own are added."""
         B, T, C = x.shape
-        # (B, T, 3C) -> three of (B, nh, T, hs)
         qkv = self.c_attn(x).view(B, T, 3, self.config.n_head, C // self.config.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mask = None
-        if cache is not None and cache.length:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, nh, T, hs)
+        if cache is not None:
             k, v = cache.append(self.layer, k, v)
-            if T > 1:  # a new position sees all cached positions, and the new positions up to itself
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
-        elif cache is not None:
-            cache.append(self.layer, k, v)
-        dropout = self.config.dropout if self.training else 0.0
-        if cache is None and q.dtype == torch.bfloat16 and q.device.type == "cpu" and T <= PLAIN_ATTENTION_LENGTH:
-            y = plain_attention(q, k, v, dropout, self.config.scale)
-        else:
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=k.size(2) == T, scale=self.config.scale
-            )
+        y = causal_attention(q, k, v, self.config.dropout if self.training else 0.0, self.config.scale)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -163,7 +111,7 @@ class GPT(nn.Module):
         return model
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """The present weights by name; they share memory with the model's if those lie on the processor."""
+        """The current weights by name; they share memory with the model's if those are on the CPU."""
         return {name: t.detach().cpu().float().contiguous().numpy() for name, t in self.state_dict().items()}
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -182,3 +130,54 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length = end
         return self.lm_head(self.ln_f(x)).float()
+
+
+PLAIN_ATTENTION_LENGTH = 256  # positions; for more, torch's fused kernel is used
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """Attention of the last T of S positions to themselves and those before. q: (B, nh, T, hs); k, v: (B, nh, S, hs).
+
+    dropout: probability in [0, 1). scale: factor on the attention scores. Returns (B, nh, T, hs).
+    """
+    T, S = q.size(2), k.size(2)
+    if T == S <= PLAIN_ATTENTION_LENGTH and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return plain_attention(q, k, v, dropout, scale)
+    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=T == S, scale=scale)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """Like `causal_attention` with T = S, written out as matrix products.
+
+    On a CPU in bfloat16, torch's fused kernel does not use AMX or AVX-512 BF16. Up to PLAIN_ATTENTION_LENGTH positions,
+    this function is up to twice as fast. It needs memory for T x T weights, which the fused kernel does not need.
+    """
+    B, nh, T, hs = q.shape
+    q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
+    future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    with torch.autocast(q.device.type, enabled=False):  # autocast would compute the softmax in float32
+        weights = torch.baddbmm(future.expand(B * nh, T, T), q, k.mT, alpha=scale).softmax(-1)
+        return (F.dropout(weights, dropout) @ v).view(B, nh, T, hs)
+
+
+class KVCache:
+    """Keys and values of the positions that a model has already read, to generate one character at a time.
+
+    `keys` and `values`: (n_layer, B, nh, block_size, hs), allocated once. The first `length` positions are filled.
+    """
+
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        c = model.config
+        weight = model.wte.weight
+        shape = (c.n_layer, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v of T new positions, (B, nh, T, hs); return those of all positions, (B, nh, length + T, hs)."""
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]

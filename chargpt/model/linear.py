@@ -1,7 +1,7 @@
 """The linear layer, computed with oneDNN where that is faster.
 
-On an x86 processor, torch multiplies float32 matrices with MKL, which on AMD's processors does not use AVX-512. oneDNN,
-which torch carries too, does: there it is twice as fast, and with AVX2 one tenth faster.
+On an x86 CPU, torch multiplies float32 matrices with MKL, which does not use AVX-512 on AMD CPUs. oneDNN, which is part
+of torch too, does: there it is twice as fast. On CPUs with AVX2 only it is one tenth faster.
 """
 
 from __future__ import annotations
