@@ -26,8 +26,9 @@ def checkpoint(number: int) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
-    from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, choose_dialect, weigh_dialects
+    from chargpt.legacy.dialect import DoesNotFitCorpus, choose_dialect, weigh_dialects
     from chargpt.legacy.directory import LegacyWeights, rename
+    from chargpt.model.config import DIALECTS
     from chargpt.text.tokens import read_tokens
     from chargpt.text.vocab import Vocab
     from tests.legacy_reference import LegacyModel

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from chargpt.model.file import read_metadata
+from chargpt.model.file import read_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARACTERS = np.frombuffer(b"\n !,.:;'?-" + bytes(range(65, 91)) + bytes(range(97, 123)), np.uint8)
@@ -118,7 +118,7 @@ def main() -> None:
         measure("load them, memory-mapped, hash checked", folder, "-c", load)
         measure("generate 1 character with them", folder, *generate, "large.safetensors", "--max-tokens", "1")
         measure("generate 500 characters with them", folder, *generate, "large.safetensors", "--max-tokens", "500")
-        print(f"parameters: {read_metadata(folder / 'large.safetensors')['params']['parameters']:,}")
+        print(f"parameters: {read_model(folder / 'large.safetensors').config.parameters:,}")
 
 
 if __name__ == "__main__":

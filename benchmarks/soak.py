@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
-from chargpt.model.file import load_model, read_metadata
+from chargpt.model.file import load_model, read_model
 from chargpt.project.params_file import load_params
 from chargpt.training.inputs import TRAINING_KEYS
 from tests.conftest import IDENTITY, SIGNED, clone, environment_of, set_value
@@ -306,7 +306,7 @@ class Person:
         if said.returncode or json.loads(said.stdout or "{}"):
             return
         params, model = load_params(self.folder / "params.yaml"), self.folder / MODEL
-        trained = read_metadata(model)["params"]
+        trained = read_model(model).params
         wrong = {key for key in TRAINING_KEYS if trained[key] != getattr(params, key)}
         if wrong:
             raise Finding(f"dvc status finds nothing, but the model was trained with other {wrong}")

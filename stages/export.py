@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chargpt.export.huggingface import export
 from chargpt.files import finite_numbers, read_json
-from chargpt.model.file import read_metadata, read_model
+from chargpt.model.file import read_model
 from chargpt.paths import HF, METRICS, MODEL
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def main(_: Params) -> None:
     """Export the model to artifacts/hf."""
     metrics = finite_numbers(read_json(METRICS))
-    if remark := export(read_model(MODEL), HF, read_metadata(MODEL)["params"], metrics):
+    model = read_model(MODEL)
+    if remark := export(model, HF, model.params, metrics):
         print(f"export: {remark}", file=sys.stderr)
 
 

@@ -42,7 +42,7 @@ from chargpt.legacy import values
 from chargpt.legacy.dialect import build_model
 from chargpt.legacy.directory import expected_shapes, read_legacy
 from chargpt.model.config import GPTConfig
-from chargpt.model.file import load_model, read_metadata, save_model
+from chargpt.model.file import load_model, save_model
 from chargpt.model.gpt import GPT
 from chargpt.project.params_edit import legacy_settings
 from chargpt.project.params_file import load_params
@@ -586,7 +586,6 @@ def model_read(folder: Path) -> Any:
 
 def model_use(folder: Path, result: tuple[GPT, Vocab]) -> None:
     model, vocab = result
-    read_metadata(folder / "m.safetensors")
     with torch.no_grad():
         model(torch.zeros(1, 1, dtype=torch.int64))
     try:

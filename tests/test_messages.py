@@ -64,7 +64,7 @@ def test_every_message_carries_its_remedy() -> None:
     """What is expected is enough where the mistake is in a caller's own code; two are continued by other messages."""
     said = list(messages())
     assert len(said) > 100
-    enough = ("is not a single character", "in code-point order", "at least one", "must be a multiple of")
+    enough = ("is not a single character", "in code-point order", "at least one", "is not a multiple of")
     enough += (
         "is outside the vocabulary of",
         "; the vocabulary has",

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from chargpt.errors import ChargptError, escape
+from chargpt.model.config import DIALECTS
 from chargpt.paths import MODEL
 from chargpt.project.outputs import refuse_own, require_outputs
 from chargpt.runtime.exits import import_undisturbed, one_line_errors, silence_stdout
@@ -150,9 +152,7 @@ def migrate(
     corpus: Annotated[Optional[Path], typer.Option(help="The text that the model was trained on.")] = None,  # noqa: UP045
     output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.safetensors"),
     config: Annotated[Optional[Path], typer.Option(help="The legacy config.json, if you have it.")] = None,  # noqa: UP045
-    dialect: Annotated[
-        str, typer.Option(help="auto, gelu-head, gelu-embedding, relu-head or relu-embedding.")
-    ] = "auto",
+    dialect: Annotated[str, typer.Option(help=f"auto, {', '.join(DIALECTS)}.")] = "auto",
     val_fraction: Annotated[float, typer.Option(help="Part of the text, at its end, to measure the loss on.")] = 0.1,
     params_out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -164,7 +164,6 @@ def migrate(
     import tempfile
 
     from chargpt.legacy import migration
-    from chargpt.legacy.dialect import DIALECTS
     from chargpt.legacy.directory import read_legacy
     from chargpt.project import params_edit
     from chargpt.text.corpus import scan_text
@@ -207,8 +206,6 @@ def export(
     output: Annotated[Path, typer.Option(help="Directory, or a file .html, .gguf or .onnx.")] = Path("hf"),
 ) -> None:
     """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
-    from chargpt.model.file import read_metadata
-
     refuse_own(output, model)
     kind = output.suffix.lower()
     if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*|-", kind or output.name):
@@ -234,7 +231,7 @@ def export(
     else:
         from chargpt.export import huggingface
 
-        remark = huggingface.export(file, output, read_metadata(model)["params"])
+        remark = huggingface.export(file, output, file.params)
         print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
         if remark:
             print(f"note: {remark}", file=sys.stderr)
@@ -243,13 +240,11 @@ def export(
 @app.command()
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = Path(MODEL)) -> None:
     """Show a model file's architecture, vocabulary and training parameters."""
-    from chargpt.model.file import read_metadata
-
-    file, metadata = _read(model), read_metadata(model)
-    facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": metadata["format_version"]}
-    facts |= {"parameters": f"{file.config.parameters:,}"} | metadata["config"]
+    file = _read(model)
+    facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": file.format_version}
+    facts |= {"parameters": f"{file.config.parameters:,}"} | asdict(file.config)
     facts |= {"characters": "".join(file.vocab.itos)}
-    facts |= {f"trained with {name}": value for name, value in metadata["params"].items()}
+    facts |= {f"trained with {name}": value for name, value in file.params.items()}
     for name, value in facts.items():
         print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
 

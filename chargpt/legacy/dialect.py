@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -24,11 +23,10 @@ from numpy.typing import NDArray
 
 from chargpt.evaluation.loss import character_losses
 from chargpt.legacy.directory import DoesNotFitCorpus, LegacyWeights
-from chargpt.model.config import Activation, AttentionScale, GPTConfig
+from chargpt.model.config import DIALECTS, Activation, AttentionScale, GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.tokens import Ids
 
-DIALECTS = [f"{activation}-{scale}" for activation, scale in product(("gelu", "relu"), ("head", "embedding"))]
 FIRST = 10_000  # characters that are read first; then as many again as were read so far, and so on
 CLEAR = 4.0  # standard errors by which a dialect must be better than each other one: chance does that once in 30,000
 GROUP = 32  # characters whose losses are added up: the losses of neighbours depend on one another, of groups hardly

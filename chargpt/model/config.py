@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from chargpt.errors import ChargptError
 
 Activation = Literal["gelu", "relu"]
 AttentionScale = Literal["head", "embedding"]
+Dialect = Literal["gelu-head", "gelu-embedding", "relu-head", "relu-embedding"]  # activation and attention scale
+DIALECTS: tuple[str, ...] = get_args(Dialect)
+MAX_LAYERS = 1000  # building a model takes a millisecond per layer
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The architecture: everything that is needed to build the model.
+    """The architecture of a model.
 
     Raises ChargptError if a size is below 1, `n_embd` is not a multiple of `n_head`, `dropout` is outside
     [0, 1), or `activation` or `attention_scale` is unknown.
@@ -35,20 +38,16 @@ class GPTConfig:
             if type(value) is not int or value < 1:
                 raise ChargptError(f"{name} is {value!r}; it must be a whole number of at least 1")
         if self.n_embd % self.n_head:
-            raise ChargptError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+            raise ChargptError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ChargptError(f"dropout is {self.dropout!r}; it must be a number in [0, 1)")
-        if self.activation not in ("gelu", "relu"):
-            raise ChargptError(f"activation is {self.activation!r}; it must be 'gelu' or 'relu'")
-        if self.attention_scale not in ("head", "embedding"):
-            raise ChargptError(f"attention_scale is {self.attention_scale!r}; it must be 'head' or 'embedding'")
+        for name, choices in (("activation", get_args(Activation)), ("attention_scale", get_args(AttentionScale))):
+            if getattr(self, name) not in choices:
+                raise ChargptError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
 
     @property
     def scale(self) -> float:
-        """The factor that attention scores are multiplied with.
-
-        It is head size ** -0.5, or n_embd ** -0.5 as in the oldest legacy releases.
-        """
+        """The factor on attention scores: head size ** -0.5, or n_embd ** -0.5 as in the oldest legacy releases."""
         width = self.n_embd // self.n_head if self.attention_scale == "head" else self.n_embd
         return width**-0.5
 

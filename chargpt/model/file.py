@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError, escape
 from chargpt.files import unique_keys
-from chargpt.model.config import GPTConfig
+from chargpt.model.config import MAX_LAYERS, GPTConfig
 from chargpt.tensors import TensorFile, is_finite, open_tensors, tensor_hash, write_tensors
 from chargpt.text.vocab import Vocab
 
@@ -29,20 +29,22 @@ if TYPE_CHECKING:
     from chargpt.model.gpt import GPT
 
 FORMAT_VERSION = 1
-TENSORS_PER_LAYER = 11
-MAX_LAYERS = 1000  # the limit of params.yaml too; building a model takes a millisecond per layer
-REMEDY = "use a file that chargpt wrote, or fetch it again"
 
 
-class ModelFile(NamedTuple):
-    """The content of a model file, checked: the architecture, the vocabulary, and the weights by their names in `GPT`.
+@dataclass(frozen=True, eq=False)
+class ModelFile:
+    """The content of a model file, checked.
 
-    The weights are float32 and memory-mapped.
+    weights: by their names in `GPT`; float32, memory-mapped. params: what the model was trained with. metrics: of the
+    trained model; files of format version 1 have none.
     """
 
     config: GPTConfig
     vocab: Vocab
     weights: dict[str, NDArray[np.float32]]
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -51,107 +53,77 @@ def read_model(path: str | Path) -> ModelFile:
     Raises ChargptError if the file is refused; the message says why.
     """
     file = open_tensors(path)
-    metadata = _parse_metadata(path, file.metadata)
-    config, vocab = _parse_config(path, metadata)
+    facts = _parse_facts(path, file.metadata)
+    try:
+        config, vocab = GPTConfig(**facts["config"]), Vocab(facts["vocab"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refused(path, f"the file's architecture or vocabulary is damaged: {escape(error)}") from None
+    if len(vocab) != config.vocab_size:
+        size = escape(config.vocab_size, 20)
+        raise _refused(path, f"vocab_size is {size}, but the vocabulary has {len(vocab)} characters")
     _check_shapes(path, file, config)
     weights = file.arrays()
-    claimed = metadata.pop("sha256", None)
-    if tensor_hash(weights, metadata) != claimed:
-        raise ChargptError(f"{path}: the content does not match its own sha256: damaged in transfer; fetch it again")
-    for name, tensor in weights.items():
-        if not is_finite(tensor):
-            raise ChargptError(
-                f"{path}: {name} holds nan or infinite values: the weights of a diverged model; use another model"
-            )
-    return ModelFile(config, vocab, weights)
+    claimed = facts.pop("sha256", None)
+    if tensor_hash(weights, facts) != claimed:
+        raise _refused(path, "the content does not match its own sha256: damaged in transfer", "fetch it again")
+    if name := _diverged(weights):
+        raise _refused(
+            path, f"{name} holds nan or infinite values: the weights of a diverged model", "use another model"
+        )
+    return ModelFile(config, vocab, weights, facts["params"], facts.get("metrics", {}), facts["format_version"])
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The entries of the key `chargpt`. Raises ChargptError if the file is not a model of a known format version."""
-    return _parse_metadata(path, open_tensors(path).metadata)
+def _refused(
+    path: str | Path, reason: str, remedy: str = "use a file that chargpt wrote, or fetch it again"
+) -> ChargptError:
+    return ChargptError(f"{path}: {reason}; {remedy}")
 
 
-def _parse_metadata(path: str | Path, raw: Mapping[str, str] | None) -> dict[str, Any]:
+def _parse_facts(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The entries of the metadata key `chargpt`, their format version checked.
 
-    path: the file's name in messages. raw: the file's metadata. Raises ChargptError if they are not a chargpt model's.
+    path: the file's name in messages. Raises ChargptError if they are not those of a chargpt model.
     """
-    if not raw or "chargpt" not in raw:
-        raise ChargptError(
-            f"{path}: a safetensors file without the metadata key `chargpt`: not a chargpt model; {REMEDY}"
-        )
+    if "chargpt" not in metadata:
+        raise _refused(path, "a safetensors file without the metadata key `chargpt`: not a chargpt model")
     try:
-        metadata = json.loads(raw["chargpt"], object_pairs_hook=unique_keys)
-        version = metadata["format_version"]
+        facts = json.loads(metadata["chargpt"], object_pairs_hook=unique_keys)
+        version = facts["format_version"]
+        if not isinstance(facts["params"], dict) or not isinstance(facts.get("metrics", {}), dict):
+            raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ChargptError(
-            f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes; {REMEDY}"
-        ) from None
-    if not isinstance(metadata.get("params"), dict):
-        raise ChargptError(f"{path}: the metadata key `chargpt` is not the JSON that chargpt writes; {REMEDY}")
+        raise _refused(path, "the metadata key `chargpt` is not the JSON that chargpt writes") from None
     if type(version) is not int or version < 1:
-        raise ChargptError(f"{path}: format_version is {str(version)[:20]!r}; expected {FORMAT_VERSION}; {REMEDY}")
+        raise _refused(path, f"format_version is {str(version)[:20]!r}; expected {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
-        raise ChargptError(
-            f"{path}: format version {escape(version, 20)} is newer than {FORMAT_VERSION}: update chargpt to read it"
-        )
-    return metadata
-
-
-def _parse_config(path: str | Path, metadata: Mapping[str, Any]) -> tuple[GPTConfig, Vocab]:
-    try:
-        config = GPTConfig(**metadata["config"])
-        if not isinstance(metadata["vocab"], str):
-            raise TypeError("vocab is not text")
-        vocab = Vocab(metadata["vocab"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ChargptError(
-            f"{path}: the file's architecture or vocabulary is damaged: {escape(error)}; {REMEDY}"
-        ) from None
-    if len(vocab) != config.vocab_size:
-        raise ChargptError(
-            f"{path}: vocab_size is {escape(config.vocab_size, 20)}, but the vocabulary has {len(vocab)} characters;"
-            f" {REMEDY}"
-        )
-    return config, vocab
+        newer = f"format version {escape(version, 20)} is newer than {FORMAT_VERSION}"
+        raise _refused(path, newer, "update chargpt to read it")
+    return facts
 
 
 def _check_shapes(path: str | Path, file: TensorFile, config: GPTConfig) -> None:
-    """Check that the file's tensors have the names, shapes and dtypes of the model's weights."""
-    found = {name: (shape, file.formats[name]) for name, shape in file.shapes.items()}
-    # A stranger may have declared any size: compare with the tensors in the file before listing all shapes.
-    C = config.n_embd
-    outer = {"wte.weight": [config.vocab_size, C], "wpe.weight": [config.block_size, C]}
-    outer["h.0.attn.c_attn.weight"] = [3 * C, C]
-    for name, shape in outer.items():
-        if name in found and found[name][0] != shape:
-            raise ChargptError(
-                f"{path}: {name} has shape {escape(found[name][0], 60)}, expected {escape(shape, 60)}; {REMEDY}"
-            )
-    if TENSORS_PER_LAYER * config.n_layer > len(found) or not outer.keys() <= found.keys():
-        missing = (
-            ", ".join(sorted(outer.keys() - found.keys()))
-            or f"its {escape(config.n_layer, 20)} layers are not all there"
-        )
-        raise ChargptError(f"{path}: missing tensors: {missing}; {REMEDY}")
-    if config.n_layer > MAX_LAYERS:
-        raise ChargptError(
-            f"{path}: the model has {config.n_layer} layers; chargpt reads at most {MAX_LAYERS}; use a smaller model"
-        )
-    expected = {name: list(shape) for name, shape in config.shapes().items()}
-    if missing_names := sorted(expected.keys() - found.keys()):
-        raise ChargptError(f"{path}: missing tensors: {_first(missing_names)}; {REMEDY}")
-    if extra := sorted(found.keys() - expected.keys()):
-        raise ChargptError(f"{path}: unexpected tensors: {_first(extra)}; {REMEDY}")
-    for name, (shape, dtype) in found.items():
-        if shape != expected[name] or dtype != "F32":
-            raise ChargptError(
-                f"{path}: {name} is {dtype} {escape(shape, 60)}, expected F32 {expected[name]}; {REMEDY}"
-            )
+    """Raise ChargptError unless the file's tensors have the names, shapes and dtypes of the model's weights."""
+    if config.n_layer > MAX_LAYERS:  # checked before the names of all layers are listed
+        found = f"the model has {escape(config.n_layer, 20)} layers; chargpt reads at most {MAX_LAYERS}"
+        raise _refused(path, found, "use a smaller model")
+    expected = config.shapes()
+    for kind, names in (
+        ("missing", expected.keys() - file.shapes.keys()),
+        ("unexpected", file.shapes.keys() - expected.keys()),
+    ):
+        if names:
+            first = ", ".join(escape(name, 60) for name in sorted(names)[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise _refused(path, f"{kind} tensors: {first}{more}")
+    for name, shape in expected.items():
+        if file.shapes[name] != list(shape) or file.formats[name] != "F32":
+            found = f"{file.formats[name]} {escape(file.shapes[name], 60)}"
+            raise _refused(path, f"{name} is {found}, expected F32 {escape(list(shape), 60)}")
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(escape(n, 60) for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _diverged(weights: Mapping[str, NDArray[np.float32]]) -> str | None:
+    """The name of the first tensor with a value that is not finite."""
+    return next((name for name, tensor in weights.items() if not is_finite(tensor)), None)
 
 
 def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, Any] | None = None) -> None:
@@ -161,17 +133,16 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
     Raises ChargptError if a weight is not finite, so that nobody takes a diverged model for a good one.
     """
     tensors = model.arrays()
-    for name, tensor in tensors.items():
-        if not is_finite(tensor):
-            raise ChargptError(f"{path}: not written: {name} holds nan or infinite values; train with a lower lr")
-    metadata = {
+    if name := _diverged(tensors):
+        raise _refused(path, f"not written: {name} holds nan or infinite values", "train with a lower lr")
+    facts = {
         "format_version": FORMAT_VERSION,
         "config": asdict(model.config),
         "vocab": "".join(vocab.itos),
         "params": dict(params or {}),
     }
-    metadata["sha256"] = tensor_hash(tensors, metadata)
-    write_tensors(path, tensors, {"chargpt": json.dumps(metadata, sort_keys=True)})
+    facts["sha256"] = tensor_hash(tensors, facts)
+    write_tensors(path, tensors, {"chargpt": json.dumps(facts, sort_keys=True)})
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocab]:

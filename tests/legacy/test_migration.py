@@ -18,10 +18,10 @@ from chargpt.evaluation.loss import evaluate
 from chargpt.inference.sampling import generate
 from chargpt.legacy import dialect as dialects
 from chargpt.legacy import directory, values
-from chargpt.legacy.dialect import DIALECTS, DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
+from chargpt.legacy.dialect import DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
 from chargpt.legacy.directory import LegacyWeights, read_legacy
 from chargpt.legacy.migration import migrate
-from chargpt.model.config import GPTConfig
+from chargpt.model.config import DIALECTS, GPTConfig
 from chargpt.model.file import load_model
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab

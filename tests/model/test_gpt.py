@@ -33,7 +33,7 @@ def test_attention_written_out_is_torchs() -> None:
 
 
 def test_attention_written_out_is_used_in_bfloat16_up_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own attention elsewhere: for longer windows, in float32, and with a cache."""
+    """torch's own attention elsewhere: for longer windows, in float32, and after cached positions."""
     fused = []
 
     def attention(*args: Any, **options: Any) -> torch.Tensor:
@@ -51,7 +51,10 @@ def test_attention_written_out_is_used_in_bfloat16_up_to_its_length(monkeypatch:
         long = model(idx[:, :5])
         assert fused == [torch.bfloat16]
         torch.testing.assert_close(short, long[:, :4], rtol=0, atol=0.05)
-        model(idx[:, :4], KVCache(model.to(torch.bfloat16), 1))
+        cache = KVCache(model.to(torch.bfloat16), 1)
+        model(idx[:, :2], cache)
+        assert fused == [torch.bfloat16]
+        model(idx[:, 2:4], cache)
         assert fused == [torch.bfloat16] * 2
     model.float()(idx[:, :4])
     assert fused[2:] == [torch.float32]
@@ -191,13 +194,13 @@ def test_an_architecture_does_not_change(model: GPT) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_head": 3}, "n_embd=8 must be a multiple of n_head=3"),
+        ({"n_head": 3}, "n_embd=8 is not a multiple of n_head=3"),
         *[({name: 0}, f"{name} is 0; it must be a whole number of at least 1") for name in SIZES],
         ({"n_embd": 8.0}, "n_embd is 8.0; it must be a whole number of at least 1"),
         ({"n_layer": True}, "n_layer is True; it must be a whole number of at least 1"),
         *[({"dropout": p}, f"dropout is {p}; it must be a number in [0, 1)") for p in (1, -0.1, 1.0, True, math.nan)],
-        ({"activation": "tanh"}, "activation is 'tanh'; it must be 'gelu' or 'relu'"),
-        ({"attention_scale": ""}, "attention_scale is ''; it must be 'head' or 'embedding'"),
+        ({"activation": "tanh"}, "activation is 'tanh'; it must be one of gelu, relu"),
+        ({"attention_scale": ""}, "attention_scale is ''; it must be one of head, embedding"),
     ],
 )
 def test_bad_architectures(change: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from chargpt.errors import ChargptError
 from chargpt.inference.sampling import generate
-from chargpt.model.file import load_model, read_metadata
+from chargpt.model.file import load_model, read_model
 from chargpt.project.params_file import load_params
 from chargpt.training.checkpoint import State
 from tests.conftest import environment_of
@@ -32,7 +32,7 @@ def test_a_model_file() -> None:
     torch.testing.assert_close(
         logits[:5].detach(), torch.tensor([-0.6032941, 3.2094593, -0.869508, -1.3818066, -0.8693285]), atol=1e-5, rtol=0
     )
-    assert read_metadata(OLD / "model.safetensors")["params"]["lr"] == 0.02
+    assert read_model(OLD / "model.safetensors").params["lr"] == 0.02
 
 
 def test_a_saved_state(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.model.file import read_metadata
+from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import SIGNED, Run, set_value, undo
 from tests.documents import blocks
@@ -67,10 +67,10 @@ def test_a_queue_of_four_on_two_workers(repo: Path, run: Run, environment: dict[
     seen = set()
     for name in names:
         run("dvc", "exp", "apply", name)
-        about = read_metadata(repo / "artifacts/model.safetensors")
-        assert about["params"]["lr"] == load_params(repo / "params.yaml").lr
-        assert about["config"]["n_layer"] == about["params"]["n_layer"]
-        seen.add((about["params"]["lr"], about["params"]["n_layer"]))
+        about = read_model(repo / "artifacts/model.safetensors")
+        assert about.params["lr"] == load_params(repo / "params.yaml").lr
+        assert about.config.n_layer == about.params["n_layer"]
+        seen.add((about.params["lr"], about.params["n_layer"]))
         undo(run)
     assert seen == {(0.001, 2), (0.001, 4), (0.003, 2), (0.003, 4)}
     (show,) = [block for block in blocks("docs/experiments.md") if block.startswith("dvc exp show --only-changed")]
@@ -100,14 +100,14 @@ def test_between_clones(repo: Path, run: Run, inside: In, tmp_path: Path) -> Non
     inside(other, "dvc", "exp", "pull", "origin", "hot")
     inside(other, "dvc", "exp", "apply", "hot")
     assert load_params(other / "params.yaml").lr == 0.004
-    assert read_metadata(other / "artifacts/model.safetensors")["params"]["lr"] == 0.004
+    assert read_model(other / "artifacts/model.safetensors").params["lr"] == 0.004
     inside(other, "git", "reset", "-q", "--hard")
     # the colleague types the same value: the remote's run cache has the result
     shutil.rmtree(other / ".dvc/cache")
     text = (other / "params.yaml").read_text()
     set_value(other / "params.yaml", lr=0.004)
     assert "train" not in ran(inside(other, "dvc", "repro", "--pull"))
-    assert read_metadata(other / "artifacts/model.safetensors")["params"]["lr"] == 0.004
+    assert read_model(other / "artifacts/model.safetensors").params["lr"] == 0.004
     # and going back costs nothing either
     (other / "params.yaml").write_text(text)
     assert "train" not in ran(inside(other, "dvc", "repro", "--pull"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from chargpt.model.file import read_metadata
+from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import SIGNED, Run, set_value
 from tests.documents import blocks
@@ -120,5 +120,5 @@ def test_merging(repo: Path, run: Run, shell: Shell, options: list[str]) -> None
     shell(command if merge.returncode else command.splitlines()[0], repo)
     params = load_params(repo / "params.yaml")
     assert (params.seed, params.lr) == (5, 0.0123)
-    trained = read_metadata(repo / "artifacts/model.safetensors")["params"]
+    trained = read_model(repo / "artifacts/model.safetensors").params
     assert (trained["seed"], trained["lr"]) == (5, 0.0123)

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import stages.__main__ as runner
-from chargpt.model.file import load_model, read_metadata
+from chargpt.model.file import load_model, read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import TEXT, Run, set_value, undo, write_params
 from tests.pipeline import ROOT
@@ -58,7 +58,7 @@ def test_outputs_fit_together(repo: Path) -> None:
     model, vocab = load_model(repo / "artifacts/model.safetensors")
     assert set(vocab.itos) == set(TEXT)
     params = load_params(repo / "params.yaml")
-    assert read_metadata(repo / "artifacts/model.safetensors")["params"]["lr"] == params.lr
+    assert read_model(repo / "artifacts/model.safetensors").params["lr"] == params.lr
     rows = [line.split("\t") for line in (repo / "metrics/curves.tsv").read_text().splitlines()]
     assert rows[0] == ["step", "train_loss", "val_loss", "lr"]
     assert [row[0] for row in rows[1:]] == ["0", "5", "10"]
