@@ -37,7 +37,7 @@ def fuzz(name: str, seconds: int, seed: int, folder: Path) -> None:
         import chargpt.legacy.migration
         import chargpt.model.file
         import chargpt.params
-        import chargpt.project.params_edit
+        import chargpt.project.overrides
         import chargpt.project.params_file
         import chargpt.text.tokens
         import chargpt.text.vocab  # noqa: F401

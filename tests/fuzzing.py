@@ -44,7 +44,7 @@ from chargpt.legacy.directory import expected_shapes, read_legacy
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import load_model, save_model
 from chargpt.model.gpt import GPT
-from chargpt.project.params_edit import legacy_settings
+from chargpt.project.overrides import legacy_settings
 from chargpt.project.params_file import load_params
 from chargpt.text import corpus as texts
 from chargpt.text.corpus import read_text, scan_text

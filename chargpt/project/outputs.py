@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from chargpt.errors import ChargptError
-from chargpt.project.params_file import PARAMS_FILE, load_params, read_yaml
 
 
 def require_outputs(*names: str) -> None:
@@ -21,6 +20,8 @@ def require_outputs(*names: str) -> None:
 
 def refuse_own(output: Path | None, model: Path | None = None) -> None:
     """Raise ChargptError if writing `output` would replace the model that is read, or a file of the pipeline here."""
+    from chargpt.project.params_file import PARAMS_FILE, load_params, read_yaml  # slow; --help needs none of it
+
     if output is None:
         return
     if model and os.path.realpath(model) == os.path.realpath(output):

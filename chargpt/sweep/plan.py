@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice, product
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chargpt.errors import ChargptError
 from chargpt.params import Params, allowed, check_params, check_value, show_value
+from chargpt.project.overrides import override
 from chargpt.project.params_file import PARAMS_FILE, read_yaml
 from chargpt.runtime.exits import one_line
 
@@ -234,13 +234,3 @@ def overrides(plan: Plan, chosen: Mapping[str, Value]) -> list[str]:
             value = min(max(float(f"{value:.6g}"), between.low), between.high)
         values[key] = value
     return [override(key, value) for key, value in values.items()]
-
-
-def override(key: str, value: Value) -> str:
-    """`key=value` as `dvc exp run -S` takes it."""
-    return f"{key}={json.dumps(value) if not isinstance(value, str) else _quoted(value)}"
-
-
-def _quoted(text: str) -> str:
-    """Text in Hydra's quotes."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -61,7 +61,7 @@ def inside(repo: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPa
     return repo
 
 
-OUTSIDE = ["chargpt/project/check.py", "chargpt/cli/app.py", "README.md", "chargpt/params.py", "stages/__main__.py"]
+OUTSIDE = ["chargpt/project/check.py", "chargpt/cli/project.py", "README.md", "chargpt/params.py", "stages/__main__.py"]
 RETRAINS = ["chargpt/training/loop.py", "chargpt/model/gpt.py", "chargpt/training/optimizers.py", "stages/train.py"]
 
 
@@ -77,7 +77,7 @@ def test_only_training_code_retrains(inside: Path, run: Run) -> None:
         edit(inside / name)
         assert changed_stages() == [], name
     reword(inside / "chargpt/runtime/exits.py", "not enough memory", "too little memory")
-    reword(inside / "chargpt/cli/app.py", "Number of characters to generate.", "How many characters to generate.")
+    reword(inside / "chargpt/cli/generate.py", "Number of characters to generate.", "How many characters to generate.")
     assert changed_stages() == []
     edit(inside / "chargpt/evaluation/report.html.j2")
     assert changed_stages() == ["evaluate"]

@@ -97,7 +97,6 @@ def test_a_plan_is_refused(tmp_path: Path, changes: dict[str, Any], message: str
 
 
 def test_values_reach_dvc_as_they_are() -> None:
-    override = plan.override
     made = plan.Plan(**PLAN | {"fixed": {"beta2": 0.987654321}})
     assert plan.overrides(made, {"lr": 0.0123456789, "n_layer": 2}) == [
         "beta2=0.987654321",
@@ -105,13 +104,6 @@ def test_values_reach_dvc_as_they_are() -> None:
         "n_layer=2",
     ]
     assert plan.overrides(made, {"lr": 0.04999999999}) == ["beta2=0.987654321", "lr=0.05"]
-    assert override("lr", 1e-5) == "lr=1e-05"
-    assert [override("top_k", None), override("compile", True), override("n_layer", 2)] == [
-        "top_k=null",
-        "compile=true",
-        "n_layer=2",
-    ]
-    assert override("prompt", "it's, \\ [a]") == "prompt='it\\'s, \\\\ [a]'"
 
 
 def test_whole_bounds_of_a_number_that_need_not_be_whole() -> None:

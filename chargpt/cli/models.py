@@ -1,0 +1,124 @@
+"""`chargpt migrate`, `export` and `inspect`: model files, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chargpt.errors import ChargptError
+from chargpt.model.config import DIALECTS
+from chargpt.paths import MODEL
+from chargpt.project.outputs import refuse_own, require_outputs
+from chargpt.runtime.exits import import_undisturbed
+
+if TYPE_CHECKING:
+    from chargpt.model.file import ModelFile
+
+EXPORTS = (".html", ".gguf", ".onnx")  # suffixes of exported files
+
+
+def read_model(model: Path) -> ModelFile:
+    """Read a model file. If the pipeline's own model does not exist yet, the error says how to make it."""
+    from chargpt.model.file import read_model
+
+    if model == Path(MODEL):
+        require_outputs(MODEL)
+    return read_model(model)
+
+
+def migrate(
+    weights_dir: Annotated[Path, typer.Option(help="Directory of legacy <parameter>.txt files.")],
+    corpus: Annotated[Path | None, typer.Option(help="The text that the model was trained on.")] = None,
+    output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.safetensors"),
+    config: Annotated[Path | None, typer.Option(help="The legacy config.json, if you have it.")] = None,
+    dialect: Annotated[str, typer.Option(help=f"auto, {', '.join(DIALECTS)}.")] = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Part of the text, at its end, to measure the loss on.")] = 0.1,
+) -> None:
+    """Convert legacy text weights to a model file that computes the same function."""
+    import_undisturbed("torch")
+    import tempfile
+
+    from chargpt.legacy import migration
+    from chargpt.legacy.directory import read_legacy
+    from chargpt.project.overrides import continue_training
+    from chargpt.text.corpus import scan_text
+    from chargpt.text.tokens import read_tokens, write_tokens
+
+    if corpus is None:
+        raise ChargptError(
+            "legacy weights do not hold their vocabulary: pass --corpus with the text the model was trained on"
+        )
+    if dialect not in ("auto", *DIALECTS):
+        raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(DIALECTS)}")
+    if not 0 < val_fraction < 1:
+        raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
+    for name, path in {"--corpus": corpus, "--config": config}.items():
+        if path is not None and os.path.realpath(path) == os.path.realpath(output):
+            raise ChargptError(f"--output {output} is the file of {name} and would replace it; give another path")
+    refuse_own(output)
+    vocab, length = scan_text(corpus)
+    legacy = read_legacy(weights_dir, config)
+    legacy.require_vocab(vocab)
+    command = continue_training(legacy.sizes, dialect, weights_dir, corpus, config)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.safetensors"
+        write_tokens(tokens, corpus, vocab, length, val_fraction)
+        train_ids, val_ids = read_tokens(tokens, vocab)
+        found = migration.migrate(legacy, output, vocab, val_ids, train_ids=train_ids, dialect=dialect)
+    print(found.report())
+    print(f"wrote {output}; to generate text, run: chargpt generate --model {output}")
+    print(f"to continue the training in the pipeline, run: {command}")
+
+
+def export(
+    model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
+    output: Annotated[Path, typer.Option(help="Directory, or a file .html, .gguf or .onnx.")] = Path("hf"),
+) -> None:
+    """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
+    refuse_own(output, model)
+    kind = output.suffix.lower()
+    if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*|-", kind or output.name):
+        raise ChargptError(
+            f"--output {output}: no such format; choose a name that ends in {', '.join(EXPORTS)}, or a directory"
+        )
+    file = read_model(model)
+    if kind == ".onnx":
+        from chargpt.export.onnx import save_onnx
+
+        save_onnx(file, output)
+        print(f"wrote {output}; docs/engines.md shows how ONNX Runtime runs it")
+    elif kind == ".html":
+        from chargpt.export.play import save_page
+
+        save_page(file, output)
+        print(f"wrote {output}; open it in a browser")
+    elif kind == ".gguf":
+        from chargpt.export.gguf import save_gguf
+
+        modelfile = save_gguf(file, output)
+        print(f"wrote {output}; run: llama-cli -m {output}, or: ollama create NAME -f {modelfile}")
+    else:
+        from chargpt.export import huggingface
+
+        remark = huggingface.export(file, output, file.params)
+        print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+        if remark:
+            print(f"note: {remark}", file=sys.stderr)
+
+
+def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = Path(MODEL)) -> None:
+    """Show a model file's architecture, vocabulary and training parameters."""
+    file = read_model(model)
+    facts = {"file": f"{model}, {model.stat().st_size:,} bytes", "format version": file.format_version}
+    facts |= {"parameters": f"{file.config.parameters:,}"} | asdict(file.config)
+    facts |= {"characters": "".join(file.vocab.itos)}
+    facts |= {f"trained with {name}": value for name, value in file.params.items()}
+    for name, value in facts.items():
+        print(f"{ascii(name)[1:-1]:<30} {value if name in ('file', 'parameters') else json.dumps(value)}")
