@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import re
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError, escape
-from chargpt.files import atomic_path, atomic_write, unique_keys
+from chargpt.files import atomic_write, unique_keys
 
 MAX_HEADER = 20_000_000  # bytes; a model with 1000 layers and every Unicode character needs 17 million
 AGAIN = "fetch or make it again"
-FORMAT_NAMES = {"uint8": "U8", "uint16": "U16", "uint32": "U32"}
-DTYPES = {"BOOL": "?", **{f"{k.upper()}{8 * n}": f"<{k}{n}" for k, n in product("ui", (1, 2, 4, 8))}}
-DTYPES |= {f"F{8 * n}": f"<f{n}" for n in (2, 4, 8)}
+ID_FORMATS = ("U8", "U16", "U32")
+DTYPES = {"BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4"}
+DTYPES |= {"U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+FORMATS = {dtype: name for name, dtype in DTYPES.items()}
+Layout = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # name -> dtype and shape, in the order of the data
 
 
 def write_arrays(
@@ -35,17 +34,32 @@ def write_arrays(
     sizes: name -> number of elements. chunks: the elements of all arrays in this order, in pieces of any length.
     Raises ChargptError if the chunks have more or fewer elements than `sizes` says.
     """
-    header, end = {}, 0
-    for name, size in sizes.items():
-        start, end = end, end + size * dtype.itemsize
-        header[name] = {"dtype": FORMAT_NAMES[dtype.name], "shape": [size], "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
+    layout = {name: (dtype, (size,)) for name, size in sizes.items()}
+    _write(path, {}, layout, (chunk.astype(dtype, copy=False) for chunk in chunks))
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write arrays atomically. The same arrays and metadata give the same bytes."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # every array is aligned
+    layout = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+    _write(path, metadata, layout, (tensors[name] for name in names))
+
+
+def _write(path: str | Path, metadata: Mapping[str, str], layout: Layout, chunks: Iterable[NDArray[Any]]) -> None:
+    """Write the header for `layout`, then the chunks. Tensors of one dtype become the bytes that the library writes."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        code = FORMATS[dtype.newbyteorder("<").str]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)  # the format aligns the data to 8 bytes
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(head)) + head)
         written = 0
         for chunk in chunks:
-            written += file.write(chunk.astype(dtype.newbyteorder("<"), copy=False).tobytes())
+            written += file.write(chunk.astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes())
         if written != end:
             raise ChargptError(f"{path}: the text changed while it was being read; run again")
 
@@ -53,7 +67,7 @@ def write_arrays(
 def read_arrays(path: str | Path, names: Sequence[str]) -> list[NDArray[Any]]:
     """Memory-map the named arrays of ids in a .safetensors file. Raises ChargptError if the file lacks one of them."""
     file = open_tensors(path)
-    missing = sorted(name for name in names if file.formats.get(name) not in FORMAT_NAMES.values())
+    missing = sorted(name for name in names if file.formats.get(name) not in ID_FORMATS)
     if missing:
         raise ChargptError(f"{path}: has no tensor {', '.join(missing)} of ids; run `dvc repro` to make it again")
     return [file.array(name) for name in names]
@@ -119,27 +133,6 @@ def open_tensors(path: str | Path) -> TensorFile:
         ) from None
     except (ValueError, RecursionError, SafetensorError) as error:
         raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write arrays atomically. The same arrays and metadata give the same bytes.
-
-    metadata: at most one key, because the library writes several keys in random order.
-    Raises OSError if the operating system reports one, for example that the disk is full.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    assert len(metadata) <= 1, "several metadata keys are written in random order"
-    with atomic_path(path) as temporary:
-        # the library does not look at the order of the axes
-        ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-        try:
-            save_file(ordered, temporary, metadata=dict(metadata))
-        except SafetensorError as error:  # the library hides the operating system's error in its text
-            code = re.search(r"os error (\d+)", str(error))
-            number = int(code[1]) if code else errno.EIO
-            raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def tensor_hash(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], *, layout: bool = False) -> str:
