@@ -6,80 +6,85 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
+from chargpt.device import DEVICE_PATTERN, DEVICE_WORDS
 from chargpt.errors import ChargptError
+from chargpt.model.config import MAX_LAYERS, Dialect, GPTConfig
 
-DEVICES = r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?)$"
-# No option may name a program or another machine: a params.yaml may come from a stranger, and torchrun unpickles
-# whatever the machine at a rendezvous address sends.
+# Neither a program nor another machine can be named: params.yaml is untrusted input, and torchrun unpickles whatever
+# the machine at a rendezvous address sends.
 LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ][1-9][0-9]?)$"
 PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # no line break, so that a message with the path is one line
-PATTERNS = {
-    DEVICES: "one of auto, cpu, mps, cuda, cuda:N",
-    LAUNCH: "python, or torchrun --standalone --nproc-per-node N",
-    PATH: "a path, not empty, without control characters",
-}
 MAX_REPORTED = 8  # problems named in one message
 
-Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Text = Annotated[str, Field(min_length=1)]
-FilePath = Annotated[str, Field(pattern=PATH)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+
+def number(words: str = "a number", **bounds: Any) -> Any:
+    """A pydantic field with these bounds (`gt`, `ge`, `lt`, `le`), described by them."""
+    symbols = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    description = ", ".join([words, *(f"{symbols[name]} {bound}" for name, bound in bounds.items())])
+    return Field(**bounds, description=description)
+
+
+def whole(**bounds: Any) -> Any:
+    """A pydantic field for whole numbers with these bounds, described by them."""
+    return number("a whole number", **bounds)
+
+
+Size = Annotated[int, whole(ge=1, le=1_000_000)]
+FilePath = Annotated[str, Field(pattern=PATH, description="a path, not empty, without control characters")]
+Beta = Annotated[float, number(ge=0, lt=1)]
 
 
 class Params(BaseModel):
     """Every value of params.yaml, checked for name, type and range. `check_params` adds rules between values.
 
     Types are strict: `true` is not a number, and `1.0` and `"3"` are not whole numbers. A whole number is accepted
-    for a float. The comments in params.yaml explain each key.
+    for a float. A field's description, or the options of a Literal, are what messages and docs/parameters.md say.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     # data
     corpus: FilePath
-    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    val_fraction: Annotated[float, number(gt=0, lt=1)]
     legacy_dir: FilePath
-    dialect: Literal["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"]
+    dialect: Literal["auto", Dialect]
     # model
-    n_layer: Annotated[int, Field(ge=1, le=1000)]
+    n_layer: Annotated[int, whole(ge=1, le=MAX_LAYERS)]
     n_head: Size
     n_embd: Size
     block_size: Size
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Annotated[float, number(ge=0, lt=1)]
     # training
     init: Literal["scratch", "migrated"]
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
-    device: Annotated[str, Field(pattern=DEVICES)]
+    seed: Annotated[int, whole(ge=0, le=2**63 - 1)]
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN, description=DEVICE_WORDS)]
     dtype: Literal["auto", "float32", "bfloat16"]
-    compile: bool
-    launch: Annotated[str, Field(pattern=LAUNCH)]
+    compile: Annotated[bool, Field(description="true or false")]
+    launch: Annotated[str, Field(pattern=LAUNCH, description="python, or torchrun --standalone --nproc-per-node N")]
     batch_size: Size
-    max_iters: Positive
+    max_iters: Annotated[int, whole(ge=1, le=1_000_000_000)]
     max_epochs: Size
-    eval_interval: Positive
+    eval_interval: Annotated[int, whole(ge=1, le=1_000_000_000)]
     optimizer: Literal["muon", "adamw"]
-    lr: Annotated[float, Field(gt=0, le=10)]
-    warmup_iters: Annotated[int, Field(ge=0, le=1_000_000_000)]
-    final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
-    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    lr: Annotated[float, number(gt=0, le=10)]
+    warmup_iters: Annotated[int, whole(ge=0, le=1_000_000_000)]
+    final_lr_fraction: Annotated[float, number(ge=0, le=1)]
+    weight_decay: Annotated[float, number(ge=0, le=10)]
     momentum: Beta
     beta1: Beta
     beta2: Beta
-    grad_clip: Annotated[float, Field(ge=0, le=1e6)]
+    grad_clip: Annotated[float, number(ge=0, le=1_000_000)]
     # sampling
-    prompt: Text
-    num_samples: Annotated[int, Field(ge=1, le=10_000)]
-    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)]
-    temperature: Annotated[float, Field(ge=0, le=1e6)]
-    top_k: Annotated[int, Field(ge=1)] | None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None
+    prompt: Annotated[str, Field(min_length=1, description="text, not empty")]
+    num_samples: Annotated[int, whole(ge=1, le=10_000)]
+    max_tokens: Annotated[int, whole(ge=1, le=10_000_000)]
+    temperature: Annotated[float, number(ge=0, le=1_000_000)]
+    top_k: Annotated[int | None, whole(ge=1)]
+    top_p: Annotated[float | None, number(gt=0, le=1)]
 
 
 def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") -> Params:
@@ -92,11 +97,11 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
         params = Params.model_validate(values)
     except ValidationError as error:
         raise ChargptError(*_problems(source, error)) from None
-    if params.n_embd % params.n_head:
-        raise ChargptError(
-            f"{source}: n_embd={params.n_embd} is not a multiple of n_head={params.n_head};"
-            f" try -S n_head={_nearest_divisor(params.n_embd, params.n_head)}"
-        )
+    try:
+        GPTConfig(1, params.block_size, params.n_layer, params.n_head, params.n_embd)
+    except ChargptError as error:
+        better = _nearest_divisor(params.n_embd, params.n_head)
+        raise ChargptError(f"{source}: {error}; try -S n_head={better}") from None
     if params.warmup_iters > params.max_iters:
         raise ChargptError(
             f"{source}: warmup_iters={params.warmup_iters} is more than max_iters={params.max_iters}:"
@@ -114,9 +119,12 @@ def check_value(key: str, value: object, where: str) -> None:
             raise ChargptError(f"{where}: {key} is {show_value(value)}; it must be {allowed(key)}") from None
 
 
-def allowed(field: str) -> str:
+def allowed(key: str) -> str:
     """The values that a key accepts, in words, such as `a number, > 0, <= 10`."""
-    return _describe(Params.model_fields[field])
+    field = Params.model_fields[key]
+    options = get_args(field.annotation)
+    words = field.description or f"one of {', '.join(options)}"
+    return f"{words}, or null" if type(None) in options else words
 
 
 def _problems(source: str | Path, error: ValidationError) -> list[str]:
@@ -149,26 +157,6 @@ def show_value(value: object) -> str:
         return short.repr(value)
     except ValueError:  # raised for a number with thousands of digits
         return "a number too long to show"
-
-
-def _describe(field: FieldInfo) -> str:
-    annotation, optional = field.annotation, False
-    metadata = list(field.metadata)
-    if type(None) in get_args(annotation):
-        annotation, optional = next(a for a in get_args(annotation) if a is not type(None)), True
-    if get_origin(annotation) is Annotated:
-        annotation, *extra = get_args(annotation)
-        metadata += [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])]
-    if get_origin(annotation) is Literal:
-        words = "one of " + ", ".join(get_args(annotation))
-    elif patterns := [m.pattern for m in metadata if getattr(m, "pattern", None)]:
-        words = PATTERNS[patterns[0]]
-    else:
-        assert isinstance(annotation, type)
-        words = {int: "a whole number", float: "a number", str: "text, not empty", bool: "true or false"}[annotation]
-    symbols = {Gt: ("gt", ">"), Ge: ("ge", ">="), Lt: ("lt", "<"), Le: ("le", "<=")}
-    bounds = [f"{s} {getattr(m, a):.12g}" for m in metadata for t, (a, s) in symbols.items() if isinstance(m, t)]
-    return ", ".join([words, *bounds]) + (", or null" if optional else "")
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
