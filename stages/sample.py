@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
 from chargpt.inference.decoder import place
-from chargpt.inference.sampling import Random, generate
+from chargpt.inference.sampling import Random, Sampling, generate
 from chargpt.model.file import read_model
 from chargpt.paths import MODEL, SAMPLES
 
@@ -27,10 +27,8 @@ def main(params: Params) -> None:
         place(model, params.device),
         prompt,
         params.max_tokens,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        random=Random(params.seed),
+        Sampling(params.temperature, params.top_k, params.top_p),
+        Random(params.seed),
     )
     texts = [f"=== sample {i} ===\n{model.vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
     write_text(SAMPLES, "\n".join(texts))

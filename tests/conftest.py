@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 
 from chargpt.__main__ import main
 from chargpt.inference import kernel
+from chargpt.inference.sampling import Sampling
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import ModelFile
 from chargpt.model.gpt import GPT
@@ -108,8 +109,7 @@ def choose(
     top_p: float | None = None,
 ) -> np.ndarray:
     """Draw one id per row, as `generate` does."""
-    V = logits.shape[1]
-    return kernel.choose(logits, uniform, float(temperature), min(top_k or V, V), 1.0 if top_p is None else top_p)
+    return kernel.choose(logits, uniform, *Sampling(temperature, top_k, top_p).choice(logits.shape[1]))
 
 
 # one slow example on a busy machine is no failure

@@ -39,7 +39,7 @@ def generate(
     import_undisturbed("chargpt.inference.sampling")
     from chargpt.files import atomic_write
     from chargpt.inference.decoder import place
-    from chargpt.inference.sampling import Random, stream
+    from chargpt.inference.sampling import Random, Sampling, stream
 
     refuse_own(output, model)
     text = _read_prompt(prompt, prompt_file)
@@ -49,11 +49,11 @@ def generate(
     idx, source, random = [file.vocab.encode(text)], place(file, device), Random(seed)
     if sys.stdout is None and output is None:
         raise ChargptError("standard output is closed; pass --output")
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exact": exact}
+    sampling = Sampling(temperature, top_k, top_p, exact)
     with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as target:
         for sample in range(num_samples):
             head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
-            written = stream(source, idx, max_tokens, random=random, **options)
+            written = stream(source, idx, max_tokens, sampling, random)
             target.write((head + text).encode())
             for chosen in written:
                 target.write(file.vocab.decode(chosen.tolist()).encode())

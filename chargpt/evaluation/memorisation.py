@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chargpt.inference.sampling import Random, generate
-from chargpt.model.gpt import GPT
+from chargpt.inference.decoder import Model
+from chargpt.inference.sampling import Random, Sampling, generate
 from chargpt.text.tokens import Ids
 
 PASSAGE = 20  # characters; shorter passages are in the training text by chance
@@ -37,7 +37,7 @@ class Copies:
     share: float
 
 
-def recite(model: GPT, train_ids: Ids, val_ids: Ids) -> tuple[Copies, Copies]:
+def recite(model: Model, train_ids: Ids, val_ids: Ids) -> tuple[Copies, Copies]:
     """What the model's own texts have in common with the training text, and what the validation text has.
 
     Both are ROWS texts of LENGTH characters, or of as many as there are. Each text of the model starts from the
@@ -45,7 +45,7 @@ def recite(model: GPT, train_ids: Ids, val_ids: Ids) -> tuple[Copies, Copies]:
     """
     length = min(LENGTH, len(val_ids) - 1)
     starts = np.linspace(0, len(val_ids) - 1 - length, ROWS).astype(np.int64)
-    written = generate(model, val_ids[starts, None], length, temperature=TEMPERATURE, random=Random(0))
+    written = generate(model, val_ids[starts, None], length, Sampling(temperature=TEMPERATURE), Random(0))
     theirs = val_ids[starts[:, None] + np.arange(1, length + 1)]
     return find_copies(written[:, 1:].astype(val_ids.dtype), train_ids), find_copies(theirs, train_ids)
 

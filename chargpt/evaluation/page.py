@@ -18,7 +18,8 @@ from chargpt.evaluation.charts import charts
 from chargpt.evaluation.curve import Row
 from chargpt.evaluation.loss import metrics
 from chargpt.evaluation.memorisation import PASSAGE, recite
-from chargpt.inference.sampling import Random, generate
+from chargpt.inference.decoder import pack
+from chargpt.inference.sampling import Random, Sampling, generate
 from chargpt.model.gpt import GPT
 from chargpt.text.tokens import Ids
 from chargpt.text.vocab import Vocab
@@ -52,7 +53,8 @@ def make_report(
     """
     analysis = analyse(model, val_ids)
     figures = metrics(analysis.val_loss)
-    model_copies, text_copies = recite(model, train_ids, val_ids)
+    packed = pack(model)
+    model_copies, text_copies = recite(packed, train_ids, val_ids)
     copied = {
         "longest": len(model_copies.longest),
         "share": round(model_copies.share, 6),
@@ -60,7 +62,7 @@ def make_report(
         "validation_share": round(text_copies.share, 6),
     }
     stretch = val_ids[: STRETCH + 1]
-    written = generate(model, stretch[None], CONTINUATION, temperature=0.8, random=Random(0))
+    written = generate(packed, stretch[None], CONTINUATION, Sampling(temperature=0.8), Random(0))
     page = render(
         facts={"parameters": f"{sum(p.numel() for p in model.parameters()):,}"} | vars(model.config),
         figures=figures,

@@ -1,11 +1,10 @@
-"""Read characters and choose the next ones: with compiled loops on a processor; with torch on other devices.
+"""Read characters and choose the next ones: with compiled loops on a CPU, with torch on other devices.
 
-On a processor, torch, which takes seconds to load, is not needed.
+On a CPU, torch, which takes seconds to load, is not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Union
 
@@ -13,7 +12,7 @@ import numpy as np
 from numba import config as numba_config
 from numpy.typing import NDArray
 
-from chargpt.inference.kernel import Cache, Floats, choose, extend, new_cache, prepare
+from chargpt.inference.kernel import Cache, Floats, Weights, choose, extend, new_cache, prepare
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import ModelFile
 
@@ -21,17 +20,19 @@ if TYPE_CHECKING:
     from chargpt.model.gpt import GPT
 
 IDS = NDArray[np.int64]
-Model = Union["GPT", ModelFile]
 SMALL = 25_000_000  # parameters; a GPU's operations take longer to start than the loops need for a smaller model
-ROWS = 4  # texts that are read together: their cache and the weights fit into the processor's
+ROWS = 4  # texts that are read together: their cache and the weights fit into the CPU's cache
 
 
-class Options(NamedTuple):
-    """How to choose a character; see `kernel.choose`."""
+class PackedModel(NamedTuple):
+    """A model whose weights are copied in the order in which the compiled loops read them."""
 
-    temperature: float
-    top_k: int
-    top_p: float
+    config: GPTConfig
+    weights: Weights
+
+
+Model = Union["GPT", ModelFile, PackedModel]
+Choice = tuple[float, int, float]  # temperature, top_k and top_p, as `kernel.draw` takes them
 
 
 class Decoder(Protocol):
@@ -41,7 +42,7 @@ class Decoder(Protocol):
     def length(self) -> int:
         """How many characters of each text have been read."""
 
-    def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
+    def extend(self, unread: IDS, uniform: NDArray[np.float64], choice: Choice) -> IDS:
         """Read unread (B, S); then choose a character of each text and read it, for each row of uniform (n, B).
 
         The last choices are not read. Returns the choices, (n, B); -1 where a prediction is not finite.
@@ -52,26 +53,37 @@ class Decoder(Protocol):
 
 
 def place(model: ModelFile, device: str) -> Model:
-    """The model for a value of `device` in params.yaml.
+    """The model for a value of `device` in params.yaml, prepared as by `pack`.
 
-    `auto` takes the processor for a small model, which writes fastest there, and otherwise a GPU if there is one.
+    `auto` takes the CPU for a small model, which generates fastest there, and otherwise a GPU if there is one.
     Raises ChargptError if the device is not available.
     """
     if device == "cpu" or (device == "auto" and model.config.parameters <= SMALL):
-        return model
+        return pack(model)
     from chargpt.device import pick_device
     from chargpt.model.gpt import GPT
 
-    return GPT.from_arrays(model.config, model.weights).to(pick_device(device)).eval()
+    return pack(GPT.from_arrays(model.config, model.weights).to(pick_device(device)).eval())
+
+
+def pack(model: Model) -> GPT | PackedModel:
+    """Prepare a model once for several calls of `generate`. Later changes of its weights do not count.
+
+    A model on another device than the CPU is returned as it is.
+    """
+    if isinstance(model, PackedModel):
+        return model
+    if isinstance(model, ModelFile):
+        return PackedModel(model.config, prepare(model.config, model.weights))
+    if model.wte.weight.device.type == "cpu":
+        return PackedModel(model.config, prepare(model.config, model.arrays()))
+    return model
 
 
 def make_decoder(model: Model, batch_size: int) -> Decoder:
     """The decoder for the model's device."""
-    if isinstance(model, ModelFile):
-        return CompiledDecoder(model.config, model.weights, batch_size)
-    if model.wte.weight.device.type == "cpu":
-        return CompiledDecoder(model.config, model.arrays(), batch_size)
-    return TorchDecoder(model, batch_size)
+    packed = pack(model)
+    return CompiledDecoder(packed, batch_size) if isinstance(packed, PackedModel) else TorchDecoder(packed, batch_size)
 
 
 class TorchDecoder:
@@ -90,10 +102,10 @@ class TorchDecoder:
     def forget(self) -> None:
         self.cache.length = 0
 
-    def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
+    def extend(self, unread: IDS, uniform: NDArray[np.float64], choice: Choice) -> IDS:
         chosen = np.empty(uniform.shape, np.int64)
         for step, numbers in enumerate(uniform):
-            chosen[step] = choose(self.read(unread), numbers, *options)
+            chosen[step] = choose(self.read(unread), numbers, *choice)
             if chosen[step].min() < 0:
                 return chosen[: step + 1]
             unread = chosen[step][:, None]
@@ -112,25 +124,24 @@ class TorchDecoder:
 
 
 class CompiledDecoder:
-    """Runs compiled loops on a copy of the weights. Threads share the texts, a few texts at a time."""
+    """Runs compiled loops on packed weights. Threads share the texts, a few texts at a time."""
 
-    def __init__(self, config: GPTConfig, weights: Mapping[str, Floats], batch_size: int) -> None:
-        c = config
-        self.weights, self.relu = prepare(c, weights), c.activation == "relu"
+    def __init__(self, model: PackedModel, batch_size: int) -> None:
+        self.weights, self.relu = model.weights, model.config.activation == "relu"
         threads = numba_config.NUMBA_NUM_THREADS
         rows = min(ROWS, -(-batch_size // threads))
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
-        self.caches = [new_cache(c, part.stop - part.start) for part in self.parts]
+        self.caches = [new_cache(model.config, part.stop - part.start) for part in self.parts]
         self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
         self.length = 0
 
     def forget(self) -> None:
         self.length = 0
 
-    def extend(self, unread: IDS, uniform: NDArray[np.float64], options: Options) -> IDS:
+    def extend(self, unread: IDS, uniform: NDArray[np.float64], choice: Choice) -> IDS:
         def work(part: slice, cache: Cache) -> IDS:
             texts, numbers = np.ascontiguousarray(unread[part]), np.ascontiguousarray(uniform[:, part])
-            return extend(self.weights, self.relu, cache, texts, self.length, numbers, *options)
+            return extend(self.weights, self.relu, cache, texts, self.length, numbers, *choice)
 
         run = map if self.pool is None else self.pool.map
         chosen = np.concatenate(list(run(work, self.parts, self.caches)), axis=1)

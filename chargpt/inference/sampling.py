@@ -4,25 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chargpt.errors import ChargptError
-from chargpt.inference.decoder import IDS, Model, Options, make_decoder
+from chargpt.inference.decoder import IDS, Choice, Model, make_decoder, pack
 from chargpt.model.config import GPTConfig
 
-# Characters times parameters of one call: some milliseconds if the text is shown meanwhile. After a call, threads wait
-# for one another.
+# Characters times parameters of one call of the decoder: milliseconds while the text is shown. After a call, threads
+# wait for one another.
 SHOWN, WHOLE = 50_000_000, 200_000_000
 KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as all of it, and leaves 7/8 free
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next character is chosen. Raises ChargptError if a value is out of its range.
+
+    temperature: >= 0; divides the logits, and 0 takes the likeliest character.
+    top_k: >= 1 or None; samples from the k likeliest characters only.
+    top_p: in (0, 1] or None; samples from the fewest likeliest characters whose probabilities add up to p.
+    exact: what happens when the context is full. Position embeddings are learned, so a full context cannot slide on by
+    one character: it must be read again from position 0. If `exact` is true, the last block_size characters are read
+    again for each further character, which costs ten times as much. If it is false, the last eighth of the context is
+    read again each time that the context is full. A prediction then sees between an eighth of block_size characters
+    and all of them, with no measurable loss of quality.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        t, k, p = self.temperature, self.top_k, self.top_p
+        if not isinstance(t, Real) or not 0 <= t < math.inf:
+            raise ChargptError(f"temperature is {t!r}; it must be a finite number of at least 0 (0 is greedy)")
+        if k is not None and (not isinstance(k, Integral) or k < 1):
+            raise ChargptError(f"top_k is {k!r}; it must be a whole number of at least 1")
+        if p is not None and (not isinstance(p, Real) or not 0 < p <= 1):
+            raise ChargptError(f"top_p is {p!r}; it must be a number above 0 and at most 1")
+
+    def choice(self, vocab_size: int) -> Choice:
+        """The values as `kernel.draw` takes them, where None is the value that restricts nothing."""
+        top_k = vocab_size if self.top_k is None else min(int(self.top_k), vocab_size)
+        return float(self.temperature), top_k, 1.0 if self.top_p is None else float(self.top_p)
+
+
+AS_LEARNED = Sampling()
 
 
 class Random:
     """Uniform random numbers: exactly those of torch's generator on a CPU with the same seed, without loading torch.
 
-    seed: at least 0, of which the lowest 32 bits count; None for another one each time. Raises ChargptError for others.
+    seed: at least 0, of which the lowest 32 bits count; None for a different one each time. Raises ChargptError for
+    others.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -44,46 +83,66 @@ class Random:
         return [Random(int(seed) % (2**63 - 1)) for seed in self.integers(count)]
 
 
+def generate(
+    model: Model, idx: ArrayLike, max_tokens: int, sampling: Sampling = AS_LEARNED, random: Random | None = None
+) -> IDS:
+    """Continue each row of idx (B, T), whole numbers, by `max_tokens` characters; return (B, T + max_tokens) int64.
+
+    model: a model file as `read_model` returns it, a `GPT` on any device, or for many calls the result of `pack`.
+    random: the random numbers, None for different ones each time. The same state of `random` gives the same text.
+    Raises ChargptError for an empty prompt or an argument out of its range.
+    """
+    _check_arguments(model, max_tokens, sampling, random)
+    ids = _check_ids(model.config, idx)
+    rows = (random or Random()).split(len(ids))
+    return np.concatenate([ids, *_pieces(model, ids, max_tokens, sampling, rows, WHOLE)], axis=1)
+
+
 def stream(
-    model: Model,
-    idx: ArrayLike,
-    max_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    random: Random | None = None,
-    exact: bool = False,
+    model: Model, idx: ArrayLike, max_tokens: int, sampling: Sampling = AS_LEARNED, random: Random | None = None
 ) -> Iterator[IDS]:
     """An iterator that yields the next id of each row, (B,) int64, `max_tokens` times.
 
     The arguments are those of `generate`. They are checked at the call, before the first id is asked for.
     """
-    _check_options(model, max_tokens, temperature, top_k, top_p, random)
+    _check_arguments(model, max_tokens, sampling, random)
     ids = _check_ids(model.config, idx)
     rows = (random or Random()).split(len(ids))
-    pieces = _pieces(model, ids, max_tokens, rows, SHOWN, temperature, top_k, top_p, exact)
-    return (chosen for piece in pieces for chosen in piece.T)
+    return (chosen for piece in _pieces(model, ids, max_tokens, sampling, rows, SHOWN) for chosen in piece.T)
+
+
+def generate_each(
+    model: Model,
+    prompts: Sequence[ArrayLike],
+    max_tokens: int,
+    sampling: Sampling = AS_LEARNED,
+    random: Random | None = None,
+) -> list[IDS]:
+    """Continue prompts of different lengths, each (T,) whole numbers, by `max_tokens` characters.
+
+    The other arguments are those of `generate`. Returns one array (T + max_tokens,) int64 for each prompt, in their
+    order. Prompts of the same length are generated together. The text of a prompt does not depend on the other prompts,
+    but on its place in the list, which decides its random numbers.
+    """
+    _check_arguments(model, max_tokens, sampling, random)
+    given = [_check_ids(model.config, np.asarray(prompt)[None])[0] for prompt in prompts]
+    rows, model, texts = (random or Random()).split(len(given)), pack(model), list(given)
+    for length in sorted({len(ids) for ids in given}):
+        places = [i for i, ids in enumerate(given) if len(ids) == length]
+        idx = np.stack([given[i] for i in places])
+        new = _pieces(model, idx, max_tokens, sampling, [rows[i] for i in places], WHOLE)
+        for i, text in zip(places, np.concatenate([idx, *new], axis=1), strict=True):
+            texts[i] = text
+    return texts
 
 
 def _pieces(
-    model: Model,
-    idx: IDS,
-    max_tokens: int,
-    rows: list[Random],
-    work: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    exact: bool,
+    model: Model, idx: IDS, max_tokens: int, sampling: Sampling, rows: list[Random], work: int
 ) -> Iterator[IDS]:
     """Yield the next ids of each row in pieces, (B, n) int64. work: characters times parameters of a piece."""
-    block_size, vocab_size = model.config.block_size, model.config.vocab_size
-    options = Options(
-        float(temperature), min(int(top_k or vocab_size), vocab_size), 1.0 if top_p is None else float(top_p)
-    )
+    block_size, choice = model.config.block_size, sampling.choice(model.config.vocab_size)
     # number of characters that are read again when the context is full
-    kept = block_size if exact else max(1, block_size // KEPT_PART)
+    kept = block_size if sampling.exact else max(1, block_size // KEPT_PART)
     decoder, piece = make_decoder(model, len(idx)), max(1, work // model.config.parameters)
     recent = unread = idx[:, -block_size:]
     while max_tokens:
@@ -92,73 +151,13 @@ def _pieces(
             unread = recent[:, -kept:]
         count = min(max_tokens, piece, block_size + 1 - decoder.length - unread.shape[1])
         uniform = np.stack([row.numbers(count) for row in rows], axis=1)
-        chosen = decoder.extend(unread, uniform, options).T
+        chosen = decoder.extend(unread, uniform, choice).T
         if chosen.min() < 0:
-            raise ChargptError("the model's predictions are not finite numbers: it diverged in training; use another")
+            raise ChargptError("the model's predictions are not finite numbers: its training diverged; use another")
         yield chosen
         unread = chosen[:, -1:]
         recent = np.concatenate([recent, chosen], axis=1)[:, -block_size:]
         max_tokens -= count
-
-
-def generate(
-    model: Model,
-    idx: ArrayLike,
-    max_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    random: Random | None = None,
-    exact: bool = False,
-) -> IDS:
-    """Continue each row of idx (B, T), whole numbers, by `max_tokens` characters; return (B, T + max_tokens) int64.
-
-    model: a model file as `read_model` returns it, or a `GPT` on any device.
-    temperature: >= 0; 0 takes the likeliest character. top_k: >= 1 or None. top_p: in (0, 1] or None.
-    random: the random numbers, None for other ones each time. The same state of `random` gives the same text.
-    exact: what to do when the context is full. Position embeddings are learned, so a full context cannot slide on by
-    one character: it must be read again from position 0. If `exact` is true, the last block_size characters are read
-    again for each further character, which costs ten times as much. If it is false, the last eighth of the context is
-    read again each time that the context is full. A prediction then sees between an eighth of block_size characters
-    and all of them, with no measurable loss of quality.
-    Raises ChargptError for an empty prompt or an argument out of its range.
-    """
-    _check_options(model, max_tokens, temperature, top_k, top_p, random)
-    ids = _check_ids(model.config, idx)
-    rows = (random or Random()).split(len(ids))
-    new = _pieces(model, ids, max_tokens, rows, WHOLE, temperature, top_k, top_p, exact)
-    return np.concatenate([ids, *new], axis=1)
-
-
-def generate_each(
-    model: Model,
-    prompts: Sequence[ArrayLike],
-    max_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    random: Random | None = None,
-    exact: bool = False,
-) -> list[IDS]:
-    """Continue prompts of different lengths, each (T,) whole numbers, by `max_tokens` characters.
-
-    The options are those of `generate`. Returns one array (T + max_tokens,) int64 for each prompt, in their order.
-    Prompts of the same length are generated together. The other prompts do not change a text; its place in the list
-    does, because that decides its random numbers.
-    """
-    _check_options(model, max_tokens, temperature, top_k, top_p, random)
-    given = [_check_ids(model.config, np.asarray(prompt)[None])[0] for prompt in prompts]
-    rows = (random or Random()).split(len(given))
-    texts = list(given)
-    for length in sorted({len(prompt) for prompt in given}):
-        numbers = [i for i, prompt in enumerate(given) if len(prompt) == length]
-        idx = np.stack([given[i] for i in numbers])
-        new = _pieces(model, idx, max_tokens, [rows[i] for i in numbers], WHOLE, temperature, top_k, top_p, exact)
-        for i, text in zip(numbers, np.concatenate([idx, *new], axis=1), strict=True):
-            texts[i] = text
-    return texts
 
 
 def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
@@ -178,18 +177,12 @@ def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
     return ids.astype(np.int64)
 
 
-def _check_options(
-    model: Model, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, random: Random | None
-) -> None:
+def _check_arguments(model: Model, max_tokens: int, sampling: Sampling, random: Random | None) -> None:
     if not hasattr(model, "config"):
         raise ChargptError(f"model is {model!r}; it must be what read_model returns, or a GPT")
+    if not isinstance(sampling, Sampling):
+        raise ChargptError(f"sampling is {sampling!r}; it must be a Sampling, as Sampling(temperature=0.8)")
     if not isinstance(random, Random | None):
         raise ChargptError(f"random is {random!r}; it must be a Random, as Random(1), or None")
     if not isinstance(max_tokens, Integral) or max_tokens < 0:
         raise ChargptError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least 0")
-    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
-        raise ChargptError(f"temperature is {temperature!r}; it must be a finite number of at least 0 (0 is greedy)")
-    if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
-        raise ChargptError(f"top_k is {top_k!r}; it must be a whole number of at least 1")
-    if top_p is not None and (not isinstance(top_p, Real) or not 0 < top_p <= 1):
-        raise ChargptError(f"top_p is {top_p!r}; it must be a number above 0 and at most 1")

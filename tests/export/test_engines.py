@@ -19,7 +19,7 @@ import torch
 from chargpt.errors import ChargptError
 from chargpt.export.gguf import save_gguf
 from chargpt.export.huggingface import export
-from chargpt.inference.sampling import generate
+from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 
 def greedy(model: GPT, prompt: str, count: int) -> str:
-    ids = generate(model, torch.tensor([VOCAB.encode(prompt)]), count, temperature=0)
+    ids = generate(model, torch.tensor([VOCAB.encode(prompt)]), count, Sampling(temperature=0))
     return VOCAB.decode(ids[0, len(prompt) :].tolist())
 
 

@@ -12,7 +12,7 @@ import torch
 from chargpt.errors import ChargptError
 from chargpt.export import play
 from chargpt.export.play import save_page
-from chargpt.inference.sampling import generate
+from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
@@ -58,7 +58,7 @@ def write(tab: Any, beginning: str, count: int, temperature: float = 0) -> str:
 @pytest.mark.browser
 @pytest.mark.parametrize("beginning", ["a", "</s> \"\U0001f600\u00e9'", "abc <a!>\n" * 5])  # the last: past the context
 def test_the_page_writes_the_same_text(tab: Any, model: GPT, beginning: str) -> None:
-    ids = generate(model, torch.tensor([VOCAB.encode(beginning)]), 100, temperature=0)
+    ids = generate(model, torch.tensor([VOCAB.encode(beginning)]), 100, Sampling(temperature=0))
     assert write(tab, beginning, 100) == VOCAB.decode(ids[0].tolist())
 
 

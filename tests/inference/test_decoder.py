@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from chargpt.evaluation.curve import Row
+from chargpt.evaluation.page import make_report
 from chargpt.inference import kernel
 from chargpt.inference.decoder import CompiledDecoder, TorchDecoder, make_decoder, place
-from chargpt.inference.sampling import Random, generate, stream
+from chargpt.inference.sampling import Random, Sampling, generate, generate_each, stream
 from chargpt.model.config import GPTConfig
+from chargpt.model.file import save_model
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
-from tests.conftest import model_file, random_model
+from tests.conftest import chargpt, model_file, random_model
 from tests.pipeline import ROOT
 
 CONFIGS = [
@@ -69,16 +72,16 @@ def test_exp_and_gelu_within_their_bounds() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 2.0, "top_k": 3, "top_p": 0.9}])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(2.0, 3, 0.9)])
 def test_both_decoders_write_the_same_text(
-    config: GPTConfig, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: GPTConfig, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past the context too, for more texts than are read together."""
     model, idx = random_model(config), torch.zeros(6, 2, dtype=torch.int64)
     texts = []
     for decoder in (make_decoder, TorchDecoder):
         monkeypatch.setattr("chargpt.inference.sampling.make_decoder", decoder)
-        texts.append(generate(model, idx, 40, random=Random(1), **options))
+        texts.append(generate(model, idx, 40, sampling, Random(1)))
     assert np.array_equal(*texts)
 
 
@@ -86,9 +89,9 @@ def test_both_decoders_write_the_same_text(
 def test_a_text_is_the_same_whatever_is_read_beside_it(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On any number of threads. With so wide a model, a difference in the last bit shows in some text."""
     model = random_model(GPTConfig(50, 32, 2, 2, 36))
-    alone = [generate(model, [[i]], 60, temperature=0)[0] for i in range(11)]
+    alone = [generate(model, [[i]], 60, Sampling(temperature=0))[0] for i in range(11)]
     monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", threads)
-    together = generate(model, np.arange(11)[:, None], 60, temperature=0)
+    together = generate(model, np.arange(11)[:, None], 60, Sampling(temperature=0))
     assert np.array_equal(alone, together)
 
 
@@ -97,6 +100,31 @@ def test_the_weights_of_now(model: GPT) -> None:
     with torch.no_grad():
         model.lm_head.bias[3] = 100
     assert generate(model, torch.tensor([[1]]), 5).tolist() == [[1, 3, 3, 3, 3, 3]]
+
+
+def test_a_model_is_packed_once_for_several_texts(
+    model: GPT, vocab: Vocab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, for the prompts of `generate_each`, and for the report."""
+    calls = []
+    prepare = kernel.prepare
+    monkeypatch.setattr(
+        "chargpt.inference.decoder.prepare", lambda *arguments: calls.append(1) or prepare(*arguments)
+    )
+    save_model(tmp_path / "model.safetensors", model, vocab)
+    options = "--model model.safetensors --max-tokens 20 --seed 1 --num-samples 3".split()
+    written = chargpt("generate", *options, cwd=tmp_path)
+    assert len(calls) == 1, written.stderr
+    random, prompt = Random(1), vocab.encode("\n")
+    texts = [vocab.decode(generate(model, [prompt], 20, Sampling(0.8), random)[0].tolist()) for _ in range(3)]
+    assert written.stdout == "\n".join(f"=== sample {i} ===\n{text}\n" for i, text in enumerate(texts, start=1))
+    calls.clear()
+    generate_each(model, [[1], [1, 2], [1, 2, 3]], 5)
+    assert len(calls) == 1
+    calls.clear()
+    ids = np.arange(50, dtype=np.uint8) % len(vocab)
+    make_report(model, vocab, ids, ids, [Row(0, 3.0, 3.1, 0.0)])
+    assert len(calls) == 1
 
 
 def test_torch_decodes_without_dropout_and_gradients() -> None:
@@ -131,9 +159,9 @@ def test_a_large_model_streams_in_small_pieces(model: GPT, monkeypatch: pytest.M
     """A whole text is generated in larger ones. Both write the same."""
     pieces = []
 
-    def extend(self: CompiledDecoder, unread: Any, uniform: Any, options: Any) -> Any:
+    def extend(self: CompiledDecoder, unread: Any, uniform: Any, choice: Any) -> Any:
         pieces.append(len(uniform))
-        return original(self, unread, uniform, options)
+        return original(self, unread, uniform, choice)
 
     original = CompiledDecoder.extend
     monkeypatch.setattr(CompiledDecoder, "extend", extend)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
 from chargpt.inference.decoder import TorchDecoder, make_decoder
-from chargpt.inference.sampling import Random, generate, generate_each, stream
+from chargpt.inference.sampling import Random, Sampling, generate, generate_each, stream
 from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.project.params_file import load_params
@@ -134,9 +134,9 @@ def test_predictions_that_are_no_numbers(wrong: float, temperature: float, monke
     for decoder in (make_decoder, TorchDecoder):
         monkeypatch.setattr("chargpt.inference.sampling.make_decoder", decoder)
         with pytest.raises(
-            ChargptError, match=r"^the model's predictions are not finite numbers: it diverged in training; use an"
+            ChargptError, match=r"^the model's predictions are not finite numbers: its training diverged; use an"
         ):
-            generate(model, torch.tensor([[0], [1]]), 2, temperature=temperature)
+            generate(model, torch.tensor([[0], [1]]), 2, Sampling(temperature=temperature))
 
 
 def even_model(block_size: int = 16) -> GPT:
@@ -182,19 +182,19 @@ def test_a_model_file_writes_what_its_model_writes(model: GPT, vocab: Vocab) -> 
 def test_options_reach_the_choice_in_every_way_to_generate(model: GPT, options: dict[str, Any]) -> None:
     idx = torch.tensor([[1, 2], [1, 2]])
     plain = generate(model, idx, 40, random=Random(5))
-    expected = generate(model, idx, 40, random=Random(5), **options)
+    expected = generate(model, idx, 40, Sampling(**options), Random(5))
     assert not np.array_equal(expected, plain)
-    streamed = np.stack(list(stream(model, idx, 40, random=Random(5), **options)), axis=1)
+    streamed = np.stack(list(stream(model, idx, 40, Sampling(**options), Random(5))), axis=1)
     assert np.array_equal(streamed, expected[:, 2:])
-    each = generate_each(model, [idx[0], idx[1]], 40, random=Random(5), **options)
+    each = generate_each(model, [idx[0], idx[1]], 40, Sampling(**options), Random(5))
     assert np.array_equal(np.stack(each), expected)
 
 
 def test_a_stream_refuses_before_it_starts(model: GPT) -> None:
-    with pytest.raises(ChargptError, match="top_k is 0"):
-        stream(model, torch.tensor([[1]]), 1, top_k=0)
-    with pytest.raises(ChargptError, match="top_k is 0"):
-        generate_each(model, [torch.tensor([1])], 1, top_k=0)
+    with pytest.raises(ChargptError, match="max_tokens is -1"):
+        stream(model, torch.tensor([[1]]), -1)
+    with pytest.raises(ChargptError, match="max_tokens is -1"):
+        generate_each(model, [torch.tensor([1])], -1)
 
 
 def test_nothing_to_generate(model: GPT) -> None:
@@ -224,7 +224,7 @@ def test_a_text_does_not_depend_on_its_batch(model: GPT) -> None:
 
 def test_greedy_inside_the_context_is_the_full_recomputation(model: GPT) -> None:
     idx = torch.tensor([[3, 1]])
-    out = generate(model, idx, 6, temperature=0)
+    out = generate(model, idx, 6, Sampling(temperature=0))
     for _ in range(6):
         idx = torch.cat([idx, model(idx)[:, -1].argmax(-1, keepdim=True)], 1)
     assert np.array_equal(out, idx)
@@ -237,7 +237,7 @@ def test_past_the_context_the_last_eighth_is_read_again() -> None:
     expected = idx
     for size in [16, *range(2, 17), 2, 3]:
         expected = torch.cat([expected, model(expected[:, -size:])[:, -1].argmax(-1, keepdim=True)], 1)
-    assert np.array_equal(generate(model, idx, 18, temperature=0), expected)
+    assert np.array_equal(generate(model, idx, 18, Sampling(temperature=0)), expected)
 
 
 def test_an_eighth_of_the_context_costs_no_quality(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_exact_reads_the_whole_context_for_each_character(model: GPT) -> None:
     expected = idx
     for _ in range(6):
         expected = torch.cat([expected, model(expected[:, -8:])[:, -1].argmax(-1, keepdim=True)], 1)
-    assert np.array_equal(generate(model, idx, 6, temperature=0, exact=True), expected)
+    assert np.array_equal(generate(model, idx, 6, Sampling(temperature=0, exact=True)), expected)
 
 
 def test_prompts_of_different_lengths(model: GPT) -> None:
@@ -308,30 +308,41 @@ def test_mode_is_restored(model: GPT) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("values", "message"),
     [
         ({"temperature": -1}, r"^temperature is -1; it must be a finite number of at least 0 \(0 is greedy\)"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": "0.8"}, "^temperature is '0.8'; it must be a finite number"),
         ({"top_k": 0}, "^top_k is 0; it must be a whole number of at least 1"),
         ({"top_k": 1.5}, "^top_k is 1.5; it must be a whole number"),
         ({"top_p": 0.0}, "^top_p is 0.0; it must be a number above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"temperature": "0.8"}, "^temperature is '0.8'; it must be a finite number"),
+    ],
+)
+def test_sampling_refuses_invalid_values(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ChargptError, match=message):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"idx": [[1], [1, 2]]}, "^prompts of different lengths: use generate_each"),
-        ({"max_tokens": 1.5}, "^max_tokens is 1.5; it must be a whole number"),
         ({"idx": [[1.0]]}, "^ids are float64; expected whole numbers: use Vocab.encode"),
-        ({"max_tokens": -1}, "^max_tokens is -1; it must be a whole number of at least 0"),
-        ({"random": 1}, r"^random is 1; it must be a Random, as Random\(1\), or None"),
-        ({"model": "a.safetensors"}, "^model is 'a.safetensors'; it must be what read_model returns, or a GPT"),
         ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, "^generation needs a prompt of at least one character"),
         ({"idx": torch.tensor([1])}, r"ids have shape \(1,\); expected \(B, T\)"),
         ({"idx": torch.tensor([[99]])}, "ids reach from 99 to 99; the vocabulary has 14"),
         ({"idx": torch.tensor([[3, 14]])}, "ids reach from 3 to 14; the vocabulary has 14"),
         ({"idx": torch.tensor([[-1, 0]])}, "ids reach from -1 to 0"),
+        ({"max_tokens": 1.5}, "^max_tokens is 1.5; it must be a whole number"),
+        ({"max_tokens": -1}, "^max_tokens is -1; it must be a whole number of at least 0"),
+        ({"sampling": 0.8}, r"^sampling is 0.8; it must be a Sampling, as Sampling\(temperature=0.8\)"),
+        ({"random": 1}, r"^random is 1; it must be a Random, as Random\(1\), or None"),
+        ({"model": "a.safetensors"}, "^model is 'a.safetensors'; it must be what read_model returns, or a GPT"),
     ],
 )
-def test_refused(model: GPT, change: dict[str, object], message: str) -> None:
+def test_generate_refuses_invalid_arguments(model: GPT, change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"model": model, "idx": torch.tensor([[1]]), "max_tokens": 1} | change
     with pytest.raises(ChargptError, match=message):
         generate(**arguments)  # type: ignore[arg-type]

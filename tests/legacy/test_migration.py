@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
 from chargpt.evaluation.loss import evaluate
-from chargpt.inference.sampling import generate
+from chargpt.inference.sampling import Sampling, generate
 from chargpt.legacy import dialect as dialects
 from chargpt.legacy import directory, values
 from chargpt.legacy.dialect import DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
@@ -75,7 +75,7 @@ def test_same_function(tmp_path: Path, dialect: str, n_head: int, n_layer: int) 
     idx = torch.from_numpy(ids[:64].astype(np.int64)).view(8, 8)
     double = reference.double()
     torch.testing.assert_close(model(idx).double(), double(idx), rtol=0, atol=1e-5)
-    assert np.array_equal(generate(model, idx[:, :2], 6, temperature=0), double.greedy(idx[:, :2], 6))
+    assert np.array_equal(generate(model, idx[:, :2], 6, Sampling(temperature=0)), double.greedy(idx[:, :2], 6))
 
 
 def test_the_committed_checkpoint() -> None:

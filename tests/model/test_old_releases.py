@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chargpt.errors import ChargptError
-from chargpt.inference.sampling import generate
+from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.file import load_model, read_model
 from chargpt.project.params_file import load_params
 from chargpt.training.checkpoint import State
@@ -24,7 +24,7 @@ COMMIT = "e2d4525d8b893e801081448bdc530a58b938a954"  # of 0.1.0
 def test_a_model_file() -> None:
     """With the text and the logits of the code that wrote it."""
     model, vocab = load_model(OLD / "model.safetensors")
-    written = generate(model, torch.tensor([vocab.encode("9 bottles of ")]), 60, temperature=0)
+    written = generate(model, torch.tensor([vocab.encode("9 bottles of ")]), 60, Sampling(temperature=0))
     assert vocab.decode(written[0]) == (
         "9 bottles of ottle ottle of of otllller otlller otlller otlller otlller o"
     )  # fmt: skip
