@@ -108,11 +108,9 @@ def test_a_model_is_packed_once_for_several_texts(
     """By the command, for the prompts of `generate_each`, and for the report."""
     calls = []
     prepare = kernel.prepare
-    monkeypatch.setattr(
-        "chargpt.inference.decoder.prepare", lambda *arguments: calls.append(1) or prepare(*arguments)
-    )
+    monkeypatch.setattr("chargpt.inference.decoder.prepare", lambda *arguments: calls.append(1) or prepare(*arguments))
     save_model(tmp_path / "model.safetensors", model, vocab)
-    options = "--model model.safetensors --max-tokens 20 --seed 1 --num-samples 3".split()
+    options = ["--model", "model.safetensors", "--max-tokens", "20", "--seed", "1", "--num-samples", "3"]
     written = chargpt("generate", *options, cwd=tmp_path)
     assert len(calls) == 1, written.stderr
     random, prompt = Random(1), vocab.encode("\n")
