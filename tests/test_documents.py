@@ -18,7 +18,6 @@ from tests.documents import PAGES, blocks
 from tests.pipeline import ROOT
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-SUBJECTS = [page for page in PAGES if page.startswith("docs/")]
 
 
 def prose(text: str) -> str:
@@ -32,21 +31,13 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_readme_is_short_and_leads_everywhere() -> None:
-    assert len(PAGES["README.md"].splitlines()) <= 160
-    linked = set(re.findall(r"\]\(([\w/.-]+\.md)", PAGES["README.md"]))
-    assert linked == PAGES.keys() - {"README.md"}
+def test_the_readme_links_to_every_page() -> None:
+    assert set(re.findall(r"\]\(([\w/.-]+\.md)", PAGES["README.md"])) == PAGES.keys() - {"README.md"}
     assert "](docs/report.png)" in PAGES["README.md"]
 
 
-@pytest.mark.parametrize("page", SUBJECTS)
-def test_a_page_begins_with_the_command_that_people_come_for(page: str) -> None:
-    beginning = PAGES[page].partition("\n## ")[0]
-    assert re.search(r"^```bash\n", beginning, re.MULTILINE)
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_parameters_named_after_S_exist(page: str) -> None:
+def test_parameters_after_S_exist(page: str) -> None:
     assert set(re.findall(r"-S ['\"]?(\w+)=", PAGES[page])) - {"key", "name"} <= set(Params.model_fields)
 
 
@@ -72,16 +63,11 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_blocks_are_what_they_say(page: str) -> None:
+def test_code_blocks_parse(page: str) -> None:
     for block in blocks(page):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
     for block in blocks(page, language="python"):
         ast.parse(block)
-
-
-def test_every_line_fits() -> None:
-    for page, text in PAGES.items():
-        assert [line for line in prose(text).splitlines() if len(line) > 120] == [], page
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
