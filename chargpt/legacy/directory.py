@@ -1,4 +1,4 @@
-"""Read a directory of legacy weights, with one file `<parameter>.txt` per parameter. It may come from a stranger.
+"""Read a directory of legacy weights: one file `<parameter>.txt` per parameter. It is untrusted input.
 
 The names and shapes of the parameters give the architecture. The files do not record the dialect (`dialect.py`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ import numpy as np
 from chargpt.errors import ChargptError, escape
 from chargpt.files import read_json, refuse_link
 from chargpt.legacy.values import Array, printable, read_shape, read_values
+from chargpt.model.config import GPTConfig
 from chargpt.text.vocab import Vocab
 
+AGAIN = "copy all files of the model again"
+UNKNOWN = "not a parameter of this model; move it out of the directory"
 MAX_REPORTED = 20  # problems named in one report; the others are only counted
 MAX_FILES = 50_000  # a model with 100 layers of 100 heads has fewer
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
+PARAMETER = re.compile(r"^(?:h\.(\d+)\.)?(.*)\.(weight|bias)$")  # of `GPT`: layer, module, kind
+RENAMED = {"wte": "token_embedding_table", "wpe": "position_embedding_table", "ln_1": "ln1", "ln_2": "ln2"}
+RENAMED |= {"attn.c_proj": "sa.proj", "mlp.c_fc": "ffwd.net.0", "mlp.c_proj": "ffwd.net.2"}
 
 
 class DoesNotFitCorpus(ChargptError):
@@ -42,7 +48,7 @@ class LegacyWeights:
     folder: Path = Path("weights")
 
     def require_vocab(self, vocab: Vocab) -> None:
-        """Raise DoesNotFitCorpus if the model was trained on a text with another number of characters."""
+        """Raise DoesNotFitCorpus if the text has another number of distinct characters than the model knows."""
         if self.sizes["vocab_size"] != len(vocab):
             raise DoesNotFitCorpus(
                 f"{self.folder}: the weights know {self.sizes['vocab_size']} characters, the text has {len(vocab)}:"
@@ -63,29 +69,29 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
     folder = Path(weights_dir)
     problems: list[str] = []
     files = _list_files(folder, problems)
-    shapes = {name: read_shape(path, problems) for name, path in files.items()}
-    sizes = _sizes(folder, {name: shape for name, shape in shapes.items() if shape}, problems)
+    shapes = {}
+    for name, path in files.items():
+        try:
+            shapes[name] = read_shape(path)
+        except ChargptError as error:
+            problems.append(str(error))
+            shapes[name] = ()
+    sizes = _sizes(folder, shapes, problems)
     expected = expected_shapes(sizes)
-    problems += [
-        f"{folder / name}.txt: missing; copy the whole directory again" for name in expected.keys() - files.keys()
-    ]
-    problems += [
-        f"{printable(files[name])}: no parameter of this model; move it out of the directory"
-        for name in files.keys() - expected.keys()
-    ]
-    for name in expected.keys() & files.keys():
-        shape = shapes[name]
-        if shape and shape != expected[name]:
-            problems.append(
-                f"{files[name]}: shape {list(shape)}, expected {list(expected[name])}; copy all files of one model"
-            )
+    problems += [f"{folder / name}.txt: missing; {AGAIN}" for name in expected.keys() - files.keys()]
+    for name, path in files.items():
+        found = shapes[name]
+        if name not in expected:
+            problems.append(f"{printable(path)}: {UNKNOWN}")
+        elif found and found != expected[name]:
+            problems.append(f"{path}: shape {list(found)}, expected {list(expected[name])}; {AGAIN}")
     if config_path is not None:
         sizes |= _check_config(Path(config_path), sizes, problems)
     _raise(folder, problems)
     legacy = {}
     for name, shape in expected.items():
         try:
-            legacy[name] = read_values(files[name], shape, problems)
+            legacy[name] = read_values(files[name], shape)
         except ChargptError as error:
             problems.append(str(error))
     _raise(folder, problems)
@@ -93,139 +99,106 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
 
 
 def _raise(folder: Path, problems: list[str]) -> None:
-    if not problems:
-        return
-    problems = sorted(set(problems))
-    more = [f"and {len(problems) - MAX_REPORTED} more problems"] if len(problems) > MAX_REPORTED else []
-    lines = problems[:MAX_REPORTED] + more
-    raise ChargptError(f"{folder}: not migrated, nothing was written:", *(f"  {line}" for line in lines))
+    """Raise ChargptError if there are problems."""
+    lines = sorted(set(problems))
+    if len(lines) > MAX_REPORTED:
+        lines[MAX_REPORTED:] = [f"and {len(lines) - MAX_REPORTED} more problems"]
+    if lines:
+        raise ChargptError(f"{folder}: not migrated, nothing was written:", *(f"  {line}" for line in lines))
 
 
 def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     """Parameter name -> file, for regular files. Hidden files (.gitignore, .DS_Store) are ignored."""
     if not folder.is_dir():
-        raise ChargptError(
-            f"{folder}: no such directory of legacy weights (one .txt file per parameter); give its path"
-        )
+        raise ChargptError(f"{folder}: no such directory of legacy weights; give a directory with a .txt per parameter")
     if (folder / "weights").is_dir() and not (folder / "lm_head.weight.txt").exists():
         raise ChargptError(f"{folder}: holds a directory `weights` instead of weights; pass {folder / 'weights'}")
     files = {}
     entries = list(islice(folder.iterdir(), MAX_FILES + 1))
     if len(entries) > MAX_FILES:
-        raise ChargptError(
-            f"{folder}: more than {MAX_FILES} files; no legacy model has so many parameters; move the others out"
-        )
+        raise ChargptError(f"{folder}: more than {MAX_FILES} files, which no legacy model has; move the others out")
     for entry in sorted(entries):
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() or not entry.is_file():
-            problems.append(
-                f"{printable(entry)}: not a regular file (links are not followed); replace it by a copy of its target"
-            )
+            problems.append(f"{printable(entry)}: not a regular file (links are not followed); replace it with a copy")
         elif entry.suffix != ".txt":
-            problems.append(f"{printable(entry)}: no parameter of this model; move it out of the directory")
+            problems.append(f"{printable(entry)}: {UNKNOWN}")
         else:
             files[entry.stem] = entry
     if not files and not problems:
-        raise ChargptError(
-            f"{folder}: the directory has no .txt file; expected one per parameter; give the path of one that has"
-        )
+        raise ChargptError(f"{folder}: no .txt files; give a directory with one per parameter")
     return files
 
 
 def _sizes(folder: Path, shapes: dict[str, tuple[int, ...]], problems: list[str]) -> dict[str, Any]:
-    """The sizes of the model, found from the names and shapes of its parameters."""
-    embeddings = {}
-    for name in ("token_embedding_table.weight", "position_embedding_table.weight"):
-        shape = shapes.get(name, ())
-        if len(shape) != 2:
-            problems.append(
-                f"{folder / name}.txt: missing or without a shape of two sizes; the model's sizes need it;"
-                " copy it again"
-            )
-            _raise(folder, problems)
-        embeddings[name] = shape
-    (vocab_size, n_embd), (block_size, _) = embeddings.values()
+    """The sizes of the model, from the names and shapes of its parameters. Raises ChargptError if they have none."""
+    tokens, positions = (f"{RENAMED[name]}.weight" for name in ("wte", "wpe"))
     layers = {int(m[1]) for name in shapes if (m := LAYER.match(name))}
     heads = {int(m[1]) for name in shapes if (m := HEAD.match(name))}
     n_layer, n_head = max(layers, default=0) + 1, max(heads, default=0) + 1
-    if n_layer * n_head > len(shapes):  # a single wrong name must not make millions of files expected
-        problems.append(
-            f"{folder}: the file names imply {n_layer} layers of {n_head} heads, but there are {len(shapes)} files;"
-            " move wrongly named files out"
-        )
-        _raise(folder, problems)
-    if n_embd % n_head:
-        problems.append(
-            f"{folder}: {n_head} attention heads do not divide the width {n_embd}; copy all files of one model"
-        )
-        _raise(folder, problems)
-    return {
-        "vocab_size": vocab_size,
-        "block_size": block_size,
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "dropout": 0.0,
-    }
+    if any(len(shapes.get(name, ())) != 2 for name in (tokens, positions)):
+        problems.append(f"{folder}: {tokens}.txt or {positions}.txt is missing or not a matrix; {AGAIN}")
+    elif n_layer * n_head > len(shapes):  # a single wrong name must not make millions of files expected
+        implied = f"the file names imply {n_layer} layers of {n_head} heads, but there are {len(shapes)} files"
+        problems.append(f"{folder}: {implied}; move wrongly named files out")
+    else:
+        sizes: dict[str, Any] = {"vocab_size": shapes[tokens][0], "block_size": shapes[positions][0]}
+        sizes |= {"n_layer": n_layer, "n_head": n_head, "n_embd": shapes[tokens][1], "dropout": 0.0}
+        try:
+            GPTConfig(**sizes)
+            return sizes
+        except ChargptError as error:
+            problems.append(f"{folder}: {error}; {AGAIN}")
+    _raise(folder, problems)
+    raise AssertionError
+
+
+def legacy_parts(sizes: dict[str, Any]) -> dict[str, list[str]]:
+    """The legacy parameters that each weight of `GPT` consists of: one, or those of all heads, stacked.
+
+    For c_attn these are all heads' queries, then all keys, then all values.
+    """
+    parts = {}
+    for name in GPTConfig(**sizes).shapes():
+        block, module, kind = PARAMETER.findall(name)[0]
+        prefix = f"blocks.{block}." if block else ""
+        parts[name] = [f"{prefix}{RENAMED.get(module, module)}.{kind}"]
+        if module == "attn.c_attn":
+            heads = product(("query", "key", "value"), range(sizes["n_head"]))
+            parts[name] = [f"{prefix}sa.heads.{head}.{part}.weight" for part, head in heads]
+    return parts
 
 
 def expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Legacy parameter name -> shape, for a model of these sizes."""
-    V, T, C, nh = (sizes[key] for key in ("vocab_size", "block_size", "n_embd", "n_head"))
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embedding_table.weight": (V, C),
-        "position_embedding_table.weight": (T, C),
+    shapes = GPTConfig(**sizes).shapes()
+    return {
+        part: (shapes[name][0] // len(parts), *shapes[name][1:])
+        for name, parts in legacy_parts(sizes).items()
+        for part in parts
     }
-    for i in range(sizes["n_layer"]):
-        block = f"blocks.{i}"
-        for h in range(nh):
-            shapes |= {f"{block}.sa.heads.{h}.{part}.weight": (C // nh, C) for part in ("key", "query", "value")}
-        shapes |= {f"{block}.sa.proj.weight": (C, C), f"{block}.sa.proj.bias": (C,)}
-        shapes |= {f"{block}.ffwd.net.0.weight": (4 * C, C), f"{block}.ffwd.net.0.bias": (4 * C,)}
-        shapes |= {f"{block}.ffwd.net.2.weight": (C, 4 * C), f"{block}.ffwd.net.2.bias": (C,)}
-        shapes |= {f"{block}.{ln}.{part}": (C,) for ln in ("ln1", "ln2") for part in ("weight", "bias")}
-    return shapes | {"ln_f.weight": (C,), "ln_f.bias": (C,), "lm_head.weight": (V, C), "lm_head.bias": (V,)}
+
+
+def rename(legacy: dict[str, Array], sizes: dict[str, Any]) -> dict[str, Array]:
+    """The tensors of `GPT`, made of the legacy ones. Empties `legacy`, so that memory holds few tensors twice."""
+    tensors = {}
+    for name, parts in legacy_parts(sizes).items():
+        arrays = [legacy.pop(part) for part in parts]
+        tensors[name] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    return tensors
 
 
 def _check_config(path: Path, sizes: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Compare a legacy config.json with the sizes of the weights; return the dropout that it holds."""
+    """Compare a legacy config.json with the sizes of the weights; return its dropout."""
     refuse_link(path)
     config = read_json(path)
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if key in config and (type(config[key]) is bool or config[key] != sizes[key]):
-            problems.append(
-                f"{path}: {key} is {escape(config[key], 40)}, but the weights have {sizes[key]};"
-                " pass the config.json of this model or none"
-            )
+            differs = f"{key} is {escape(config[key], 40)}, but the weights have {sizes[key]}"
+            problems.append(f"{path}: {differs}; pass the config.json of this model or none")
     dropout = config.get("dropout", 0.0)
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         problems.append(f"{path}: dropout is {escape(dropout, 40)}; it must be a number in [0, 1)")
         dropout = 0.0
     return {"dropout": float(dropout)}
-
-
-def rename(legacy: dict[str, Array], sizes: dict[str, Any]) -> dict[str, Array]:
-    """Give the legacy tensors the names that `GPT` uses; empties `legacy`.
-
-    Each layer's queries, keys and values become one matrix: all heads' queries, then all keys, then all values.
-    """
-    tensors = {
-        "wte.weight": legacy.pop("token_embedding_table.weight"),
-        "wpe.weight": legacy.pop("position_embedding_table.weight"),
-    }
-    for i in range(sizes["n_layer"]):
-        old, new = f"blocks.{i}", f"h.{i}"
-        parts = [
-            legacy.pop(f"{old}.sa.heads.{h}.{part}.weight")
-            for part in ("query", "key", "value")
-            for h in range(sizes["n_head"])
-        ]
-        tensors[f"{new}.attn.c_attn.weight"] = np.concatenate(parts)
-        for part in ("weight", "bias"):
-            tensors[f"{new}.attn.c_proj.{part}"] = legacy.pop(f"{old}.sa.proj.{part}")
-            tensors[f"{new}.mlp.c_fc.{part}"] = legacy.pop(f"{old}.ffwd.net.0.{part}")
-            tensors[f"{new}.mlp.c_proj.{part}"] = legacy.pop(f"{old}.ffwd.net.2.{part}")
-            tensors[f"{new}.ln_1.{part}"] = legacy.pop(f"{old}.ln1.{part}")
-            tensors[f"{new}.ln_2.{part}"] = legacy.pop(f"{old}.ln2.{part}")
-    return tensors | legacy  # ln_f and lm_head keep their names

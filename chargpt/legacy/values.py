@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,85 +15,52 @@ AGAIN = "copy it again"
 MAX_SHAPE_LINE = 200  # bytes; `# shape: [1000000, 1000000]` has 27
 MAX_VALUE_BYTES = 64  # per value, with its line end and blank lines; Python writes at most 26
 CHUNK_BYTES = 1 << 20
-SHAPE = re.compile(rb"#\s*shape:\s*\[\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?,?\s*\]\s*")
+SHAPE = re.compile(rb"#\s*shape:\s*\[\s*([1-9]\d{0,8})\s*(?:,\s*([1-9]\d{0,8})\s*)?,?\s*\]\s*")
 
 Array = NDArray[np.float32]
 
 
-def read_shape(path: Path, problems: list[str]) -> tuple[int, ...] | None:
-    """The shape in the first line of a file. If it has none, adds a message to `problems` and returns None."""
+def read_shape(path: Path) -> tuple[int, ...]:
+    """The shape in the first line of a file. Raises ChargptError if the line holds anything else."""
     with path.open("rb") as file:
-        line = file.readline(MAX_SHAPE_LINE)
-    if not line.strip():
-        problems.append(f"{printable(path)}: line 1 is empty, expected a shape like `# shape: [65, 64]`; {AGAIN}")
-        return None
-    match = SHAPE.fullmatch(line.strip())
+        line = file.readline(MAX_SHAPE_LINE).strip()
+    match = SHAPE.fullmatch(line)
     if not match:
-        problems.append(
-            f"{printable(path)}: line 1 is {line.strip()[:40]!r}, expected a shape like `# shape: [65, 64]`; {AGAIN}"
-        )
-        return None
-    shape = tuple(int(size) for size in match.groups() if size)
-    if 0 in shape:
-        problems.append(f"{printable(path)}: line 1: shape {list(shape)} has a size of 0; {AGAIN}")
-        return None
-    return shape
+        expected = "expected a shape like `# shape: [65, 64]`"
+        raise ChargptError(f"{printable(path)}: line 1 is {line[:40].decode(errors='replace')!r}, {expected}; {AGAIN}")
+    return tuple(int(size) for size in match.groups() if size)
 
 
-def read_values(path: Path, shape: tuple[int, ...], problems: list[str]) -> Array:
-    """The values of a file, float32 in its shape. On a problem, adds it to `problems` and returns an empty array.
+def read_values(path: Path, shape: tuple[int, ...]) -> Array:
+    """The values of a file, float32 in its shape.
 
     A file that is too small or too large for its shape is refused before memory is allocated for its values.
-    Raises ChargptError if a line is too long to be a number.
+    Raises ChargptError if the file is refused.
     """
-    count = int(np.prod(shape, dtype=object))
+    count = math.prod(shape)
     size = path.stat().st_size
     if size < 2 * count or size > MAX_SHAPE_LINE + MAX_VALUE_BYTES * (count + 16):
-        problems.append(f"{path}: {size} bytes cannot hold the {count} values of shape {list(shape)}; {AGAIN}")
-        return np.empty(0, np.float32)
+        raise ChargptError(f"{path}: {size} bytes cannot hold the {count} values of shape {list(shape)}; {AGAIN}")
     values = np.empty(count, np.float32)
     found, line = 0, 2
-    for chunk in _whole_lines(path):
-        part = _parse(chunk)
-        if part is None or not np.isfinite(part).all():
-            problems.append(_first_bad_line(path, chunk, line))
-            return np.empty(0, np.float32)
-        if found + part.size > count:
-            problems.append(f"{path}: more than the {count} values of shape {list(shape)}; {AGAIN}")
-            return np.empty(0, np.float32)
-        values[found : found + part.size] = part
-        found += part.size
-        line += chunk.count(b"\n")
-    last = chunk.rpartition(b"\n")[2].split() if found == count else []
-    if last and float(last[-1]) != float(values[-1]):  # a complete number is exactly a float32, a truncated one is not
-        problems.append(
-            f"{path}: the last value, {escape(last[-1].decode(), 40)}, is cut off: the file is truncated; {AGAIN}"
-        )
-    if found < count:
-        problems.append(
-            f"{path}: {found} values, expected {count} for shape {list(shape)}: the file is truncated; {AGAIN}"
-        )
-    return values.reshape(shape) if found == count else np.empty(0, np.float32)
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the file after its first line, in pieces that end at a line end."""
+    last: list[bytes] = []
     with path.open("rb") as file:
         file.readline(MAX_SHAPE_LINE)
-        rest = b""
-        while chunk := file.read(CHUNK_BYTES):
-            head, newline, tail = chunk.rpartition(b"\n")
-            if newline:
-                yield rest + head + newline
-                rest = tail
-            else:
-                rest += chunk
-                if len(rest) > 2 * CHUNK_BYTES:
-                    raise ChargptError(
-                        f"{path}: a line of more than {2 * CHUNK_BYTES} bytes is not one number; {AGAIN}"
-                    )
-        if rest:
-            yield rest
+        while chunk := file.read(CHUNK_BYTES) + file.readline():  # whole lines
+            part = _parse(chunk)
+            if part is None or not np.isfinite(part).all():
+                raise _bad_line(path, chunk, line)
+            if found + part.size > count:
+                raise ChargptError(f"{path}: more than the {count} values of shape {list(shape)}; {AGAIN}")
+            values[found : found + part.size] = part
+            found += part.size
+            line += chunk.count(b"\n")
+            last = chunk.rpartition(b"\n")[2].split()
+    if found < count:
+        raise ChargptError(f"{path}: {found} values, expected {count} for shape {list(shape)}: truncated; {AGAIN}")
+    if last and float(last[-1]) != float(values[-1]):  # a complete number is exactly a float32, a truncated one is not
+        raise ChargptError(f"{path}: the last value, {escape(last[-1].decode(), 40)}, is cut off: truncated; {AGAIN}")
+    return values.reshape(shape)
 
 
 def _parse(chunk: bytes) -> Array | None:
@@ -112,19 +79,19 @@ def _parse(chunk: bytes) -> Array | None:
         return None
 
 
-def _first_bad_line(path: Path, chunk: bytes, line: int) -> str:
-    """A message about the first line that is not one finite number. line: number of the chunk's first line."""
-    for number, text in enumerate(chunk.split(b"\n"), start=line):
-        if text.strip():
-            part = _parse(text)
-            if part is None or part.size != 1:
-                return f"{path}: line {number}: {text.strip()[:40]!r} is not one number; {AGAIN}"
-            if not np.isfinite(part[0]):
-                value = text.strip()[:40].decode()
-                return f"{path}: line {number}: the value is {value}: a diverged model; use an earlier one"
-    return f"{path}: not the numbers of a legacy parameter; {AGAIN}"
+def _bad_line(path: Path, chunk: bytes, line: int) -> ChargptError:
+    """The error for the first line that is not one finite number. line: number of the chunk's first line."""
+    for text in chunk.split(b"\n"):
+        part = _parse(text)
+        if part is None or not np.isfinite(part).all():
+            break
+        line += 1
+    shown = text.strip()[:40].decode(errors="replace")
+    if part is None:
+        return ChargptError(f"{path}: line {line}: {shown!r} is not one number; {AGAIN}")
+    return ChargptError(f"{path}: line {line}: the value is {shown}: the model diverged; use an earlier one")
 
 
 def printable(path: Path) -> str:
-    """The path as text. Its last part, which a stranger chose, is escaped and shortened to 100 characters."""
+    """The path as text. Its last part, which is untrusted, is escaped and shortened to 100 characters."""
     return str(path.parent / escape(path.name, 100))

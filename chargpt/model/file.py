@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from chargpt.model.gpt import GPT
 
 FORMAT_VERSION = 1
+REMEDY = "use a file that chargpt wrote, or fetch it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +68,11 @@ def read_model(path: str | Path) -> ModelFile:
     if tensor_hash(weights, facts) != claimed:
         raise _refused(path, "the content does not match its own sha256: damaged in transfer", "fetch it again")
     if name := _diverged(weights):
-        raise _refused(
-            path, f"{name} holds nan or infinite values: the weights of a diverged model", "use another model"
-        )
+        raise _refused(path, f"{name} holds nan or infinite values: the model diverged", "use another model")
     return ModelFile(config, vocab, weights, facts["params"], facts.get("metrics", {}), facts["format_version"])
 
 
-def _refused(
-    path: str | Path, reason: str, remedy: str = "use a file that chargpt wrote, or fetch it again"
-) -> ChargptError:
+def _refused(path: str | Path, reason: str, remedy: str = REMEDY) -> ChargptError:
     return ChargptError(f"{path}: {reason}; {remedy}")
 
 
@@ -89,12 +86,11 @@ def _parse_facts(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any
     try:
         facts = json.loads(metadata["chargpt"], object_pairs_hook=unique_keys)
         version = facts["format_version"]
-        if not isinstance(facts["params"], dict) or not isinstance(facts.get("metrics", {}), dict):
+        known = type(version) is int and version > 0
+        if not known or not isinstance(facts["params"], dict) or not isinstance(facts.get("metrics", {}), dict):
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _refused(path, "the metadata key `chargpt` is not the JSON that chargpt writes") from None
-    if type(version) is not int or version < 1:
-        raise _refused(path, f"format_version is {str(version)[:20]!r}; expected {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         newer = f"format version {escape(version, 20)} is newer than {FORMAT_VERSION}"
         raise _refused(path, newer, "update chargpt to read it")
@@ -107,10 +103,8 @@ def _check_shapes(path: str | Path, file: TensorFile, config: GPTConfig) -> None
         found = f"the model has {escape(config.n_layer, 20)} layers; chargpt reads at most {MAX_LAYERS}"
         raise _refused(path, found, "use a smaller model")
     expected = config.shapes()
-    for kind, names in (
-        ("missing", expected.keys() - file.shapes.keys()),
-        ("unexpected", file.shapes.keys() - expected.keys()),
-    ):
+    missing, unexpected = expected.keys() - file.shapes.keys(), file.shapes.keys() - expected.keys()
+    for kind, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             first = ", ".join(escape(name, 60) for name in sorted(names)[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

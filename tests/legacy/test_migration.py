@@ -145,30 +145,36 @@ def linked(path: Path) -> None:
 
 BAD = [
     (damage("ln_f.bias", Path.unlink), [r"ln_f\.bias\.txt: missing"]),
-    (damage("extra.weight", lambda p: p.write_text("# shape: [1]\n1.0\n")), ["extra.weight.txt: no parameter"]),
-    (damage("ln_f.bias", lambda p: p.write_bytes(b"")), ["ln_f.bias.txt: line 1 is empty"]),
+    (damage("extra.weight", lambda p: p.write_text("# shape: [1]\n1.0\n")), ["extra.weight.txt: not a parameter"]),
+    (
+        damage("ln_f.bias", lambda p: p.write_bytes(b"")),
+        ["ln_f.bias.txt: line 1 is '', expected a shape like `# shape"],
+    ),
     (
         damage("lm_head.weight", lambda p: p.write_bytes(p.read_bytes()[:500])),
         ["lm_head.weight.txt: .*(truncated|hold)"],
     ),
     (damage("ln_f.bias", lambda p: p.write_bytes(p.read_bytes() + b"1.0\n")), ["more than the 8 values"]),
     (damage("lm_head.weight", lambda p: p.write_bytes(p.read_bytes()[:-6])), ["the last value, .*, is cut off"]),
-    (damage("ln_f.bias", line(4, "abc")), [r"line 4: b'abc' is not one number"]),
-    (damage("ln_f.bias", line(4, "1_0")), [r"line 4: b'1_0' is not one number"]),
-    (damage("ln_f.bias", line(4, "1.0 2.0")), [r"line 4: b'1.0 2.0' is not one number"]),
-    (damage("ln_f.bias", line(5, "nan")), ["line 5: the value is nan: a diverged model"]),
+    (damage("ln_f.bias", line(4, "abc")), [r"line 4: 'abc' is not one number"]),
+    (damage("ln_f.bias", line(4, "1_0")), [r"line 4: '1_0' is not one number"]),
+    (damage("ln_f.bias", line(4, "1.0 2.0")), [r"line 4: '1.0 2.0' is not one number"]),
+    (damage("ln_f.bias", line(5, "nan")), ["line 5: the value is nan: the model diverged"]),
     (damage("ln_f.bias", line(5, "-inf")), ["line 5: the value is -inf"]),
     (damage("ln_f.bias", line(5, "1e60")), ["line 5: the value is 1e60"]),
     (damage("ln_f.bias", line(1, "# shape: [__import__('os').mkdir('hacked')]")), ["expected a shape like"]),
     (damage("ln_f.bias", line(1, "# shape: [-8]")), ["expected a shape like"]),
-    (damage("ln_f.bias", line(1, "# shape: [0]")), ["has a size of 0"]),
+    (damage("ln_f.bias", line(1, "# shape: [0]")), ["expected a shape like"]),
     (damage("ln_f.bias", line(1, "1.0")), ["expected a shape like"]),
     (damage("ln_f.bias", line(1, "# shape: [7]")), [r"shape \[7\], expected \[8\]"]),
     (damage("lm_head.weight", line(1, "# shape: [1000000, 1000000]")), [r"shape \[1000000, 1000000\], expected"]),
     (damage("token_embedding_table.weight", line(1, "# shape: [999999999, 8]")), ["cannot hold|expected"]),
     (damage("ln_f.bias", linked), ["not a regular file"]),
     (damage("blocks.900.sa.heads.900.key.weight", lambda p: p.write_text("# shape: [1]\n1\n")), ["901 layers of 901"]),
-    (damage("token_embedding_table.weight", Path.unlink), ["token_embedding_table.weight.txt: missing"]),
+    (
+        damage("token_embedding_table.weight", Path.unlink),
+        ["token_embedding_table.weight.txt or position_.* is missing or not a matrix"],
+    ),
 ]
 
 
@@ -200,7 +206,7 @@ def test_a_directory_of_countless_files(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(directory, "MAX_FILES", len(list(folder.iterdir())))
     read_legacy(folder)
     (folder / "one_more.txt").touch()
-    with pytest.raises(ChargptError, match=r"w: more than .* files; no legacy model has so many parameters"):
+    with pytest.raises(ChargptError, match=r"w: more than .* files, which no legacy model has; move the others out"):
         read_legacy(folder)
 
 
@@ -209,10 +215,8 @@ def test_what_hides_behind_megabytes_of_blanks(tmp_path: Path) -> None:
     write_legacy(tmp_path, {"lm_head.weight": vectors})
     path = tmp_path / "lm_head.weight.txt"
     path.write_bytes(path.read_bytes() + b" " * 5_000_000 + b"rubbish\n")
-    with pytest.raises(
-        ChargptError, match=r"lm_head\.weight\.txt: a line of more than 2097152 bytes is not one number"
-    ):
-        values.read_values(path, vectors.shape, [])
+    with pytest.raises(ChargptError, match=r"lm_head\.weight\.txt: line 130002: 'rubbish' is not one number"):
+        values.read_values(path, vectors.shape)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

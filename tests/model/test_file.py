@@ -128,10 +128,9 @@ def resign(path: Path, **changes: Callable[[dict[str, Any]], None]) -> None:
         ({"format_version": FORMAT_VERSION + 1}, "format version 2 is newer than 1; update chargpt"),
         ({"format_version": 10**30}, f"format version {'1' + '0' * 19} is newer than 1; update chargpt"),
         *[
-            ({"format_version": version}, f"format_version is {str(version)!r}; expected 1; use a file")
+            ({"format_version": version}, "the metadata key `chargpt` is not the JSON that chargpt writes; use a file")
             for version in ("1", 0, -1, 1.0, True, None)
         ],
-        ({"format_version": "x" * 99}, f"format_version is '{'x' * 20}'; expected 1"),
         ({"vocab": "abc"}, "vocab_size is 14, but the vocabulary has 3 characters"),
         ({"vocab": "zyx"}, "architecture or vocabulary is damaged: the .* not distinct and in .*; use a file that"),
         ({"vocab": [1]}, "architecture or vocabulary is damaged: vocabulary entry '1' is not a single character"),
@@ -228,7 +227,9 @@ def test_metadata_of_other_programs_is_refused(tmp_path: Path, raw: str) -> None
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_model_is_not_loaded(path: Path, value: float) -> None:
     resign(path, tensors=lambda contents: contents["h.1.ln_2.bias"].fill_(value))
-    with pytest.raises(ChargptError, match=r"h\.1\.ln_2\.bias holds nan or infinite values: .*; use another model"):
+    with pytest.raises(
+        ChargptError, match=r"h\.1\.ln_2\.bias holds nan or infinite values: the model diverged; use another model"
+    ):
         load_model(path)
 
 
