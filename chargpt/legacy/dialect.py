@@ -2,12 +2,12 @@
 
 Releases of the legacy code differ in two choices that their files do not record: the activation (ReLU or GELU) and the
 attention scale (by head size or by the whole width). A wrong choice gives a higher loss on the text that the model was
-trained on. All four combinations are compared on the same characters of this text. The difference of two of them is
-known with a standard error, and more text makes this error smaller: the text is read on until one dialect stands out.
+trained on. All four combinations are compared on the same characters of this text. The difference between two of them
+has a standard error, which shrinks as more text is read: reading continues until one dialect stands out.
 
-A little trained model can have a slightly lower loss in a wrong dialect, however much text is read: training has not
-yet fitted it to its own. So the difference must have a certain size too. benchmarks/dialects.py found wrong ones of up
-to 0.012 nats in models that predict worse than the frequencies of character pairs do, and of up to 0.0013 in others.
+An undertrained model can score better in the wrong dialect, however much text is read: training has not yet fitted it
+to its own. So the difference must also have a certain size. benchmarks/dialects.py found wrong dialects ahead by up to
+0.012 nats in models that predict worse than the frequencies of character pairs, and by up to 0.0013 in others.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chargpt.evaluation.loss import character_losses
 from chargpt.legacy.directory import DoesNotFitCorpus, LegacyWeights
-from chargpt.model.config import DIALECTS, Activation, AttentionScale, GPTConfig
+from chargpt.model.config import DIALECTS, GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.tokens import Ids
 
 FIRST = 10_000  # characters that are read first; then as many again as were read so far, and so on
-CLEAR = 4.0  # standard errors by which a dialect must be better than each other one: chance does that once in 30,000
-GROUP = 32  # characters whose losses are added up: the losses of neighbours depend on one another, of groups hardly
+CLEAR = 4.0  # standard errors by which a dialect must beat each other one; chance does so once in 30,000
+GROUP = 32  # characters whose losses are summed: losses of neighbouring characters are correlated, of groups hardly
 MIN_GROUPS = 30  # from fewer, the standard error is not known well enough
-MARGIN = 0.003  # nats by which a dialect must be better than each other one
+MARGIN = 0.003  # nats by which a dialect must beat each other one
 UNTRAINED_MARGIN = 0.03  # the same for a model that predicts worse than character pairs do
+NAME_IT = "name the dialect (-S dialect=..., --dialect)"
 PAIRS_FROM = 1 << 20  # characters whose pairs are counted
 
 
@@ -58,9 +58,8 @@ class Evidence:
 
     def __str__(self) -> str:
         losses = ", ".join(f"{name} {self.losses[name]:.4f}" for name in self.ranking())
-        return (
-            f"nats per character: {losses}; {self.lead:.1f} standard errors apart over {self.characters:,} characters"
-        )
+        lead = f"{self.lead:.1f} standard errors apart over {self.characters:,} characters"
+        return f"nats per character: {losses}; {lead}"
 
 
 def weigh_dialects(weights: LegacyWeights, texts: Sequence[Ids]) -> Evidence:
@@ -102,11 +101,8 @@ def _pieces(texts: Sequence[Ids]) -> Iterator[Ids]:
 
 def _group_nats(model: GPT, ids: Ids) -> NDArray[np.float64]:
     """The loss of each GROUP of neighbouring characters of a window, in nats."""
-    groups = [
-        np.add.reduceat(nats.double().numpy(), np.arange(0, nats.shape[1], GROUP), axis=1).ravel()
-        for _, nats in character_losses(model, ids)
-    ]
-    return np.concatenate(groups)
+    losses = (nats.double().numpy() for _, nats in character_losses(model, ids))
+    return np.concatenate([np.add.reduceat(x, np.arange(0, x.shape[1], GROUP), axis=1).ravel() for x in losses])
 
 
 def _lead(best: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -127,9 +123,8 @@ def _lead(best: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 def choose_dialect(found: Evidence, weights_dir: str | Path = "weights") -> str:
     """The dialect with the lowest loss. weights_dir: named in messages.
 
-    Raises DoesNotFitCorpus if it is no better than a prediction from the text's character frequencies only, which any
-    trained model is; if the text ended before it was clearly better than the next; or if the difference is so small
-    that it may come from little training.
+    Raises DoesNotFitCorpus if it predicts no better than the text's character frequencies, as no trained model does; if
+    the text ended before it clearly beat the next; or if an undertrained model could cause the difference.
     """
     best, second = found.ranking()[:2]
     if not math.isfinite(found.losses[best]):
@@ -138,19 +133,18 @@ def choose_dialect(found: Evidence, weights_dir: str | Path = "weights") -> str:
         raise DoesNotFitCorpus(
             f"{weights_dir}: no dialect explains the text better than its character frequencies do"
             f" ({found.from_frequencies:.4f} nats per character; {found}): an untrained model, or not the text it was"
-            " trained on; pass that text, or name the dialect (dialect in params.yaml, --dialect)"
+            f" trained on; pass that text, or {NAME_IT}"
         )
     if found.lead < CLEAR:
         raise DoesNotFitCorpus(
-            f"{weights_dir}: the best two dialects are too close to tell ({found}; {CLEAR:.0f} would be clear):"
-            " pass more of the text it was trained on, or name the dialect (dialect in params.yaml, --dialect)"
+            f"{weights_dir}: the best two dialects are too close ({found}; {CLEAR:.0f} would be clear):"
+            f" pass more of the text it was trained on, or {NAME_IT}"
         )
     margin = UNTRAINED_MARGIN if found.losses[best] >= found.from_pairs else MARGIN
     if found.losses[second] - found.losses[best] < margin:
         raise DoesNotFitCorpus(
-            f"{weights_dir}: the model is too little trained to tell the best two dialects apart ({found};"
-            f" {margin} nats would be clear): name the dialect (dialect in params.yaml, --dialect), or use a later"
-            " checkpoint"
+            f"{weights_dir}: the model is too undertrained to tell the best two dialects apart ({found};"
+            f" {margin} nats would be clear): {NAME_IT}, or use a later checkpoint"
         )
     return best
 
@@ -158,9 +152,7 @@ def choose_dialect(found: Evidence, weights_dir: str | Path = "weights") -> str:
 def build_model(weights: LegacyWeights, dialect: str) -> GPT:
     """The model with the legacy weights, in a dialect such as `relu-embedding`."""
     activation, scale = dialect.split("-")
-    config = GPTConfig(
-        **weights.sizes, activation=cast(Activation, activation), attention_scale=cast(AttentionScale, scale)
-    )
+    config = GPTConfig(**weights.sizes | {"activation": activation, "attention_scale": scale})
     return GPT.from_arrays(config, weights.tensors).eval()
 
 
