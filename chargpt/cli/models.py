@@ -88,7 +88,7 @@ def export(
         raise ChargptError(
             f"--output {output}: no such format; choose a name that ends in {', '.join(EXPORTS)}, or a directory"
         )
-    file = read_model(model)
+    file, remark = read_model(model), ""
     if kind == ".onnx":
         from chargpt.export.onnx import save_onnx
 
@@ -102,15 +102,16 @@ def export(
     elif kind == ".gguf":
         from chargpt.export.gguf import save_gguf
 
-        modelfile = save_gguf(file, output)
+        remark = save_gguf(file, output)
+        modelfile = output.with_suffix(".Modelfile")
         print(f"wrote {output}; run: llama-cli -m {output}, or: ollama create NAME -f {modelfile}")
     else:
         from chargpt.export import huggingface
 
         remark = huggingface.export(file, output, file.params)
         print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
-        if remark:
-            print(f"note: {remark}", file=sys.stderr)
+    if remark:
+        print(f"note: {remark}", file=sys.stderr)
 
 
 def inspect(model: Annotated[Path, typer.Argument(help="Model file.")] = Path(MODEL)) -> None:

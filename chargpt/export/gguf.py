@@ -27,11 +27,12 @@ PARAMETER repeat_penalty 1
 """
 
 
-def save_gguf(model: ModelFile, path: str | Path) -> Path:
-    """Write a model as a .gguf file (float32), and a Modelfile for Ollama beside it, whose path is returned.
+def save_gguf(model: ModelFile, path: str | Path) -> str:
+    """Write a model as a .gguf file (float32), and beside it a .Modelfile for Ollama.
 
     Each character is a token. llama.cpp also needs an unknown, a begin and an end token, and one for each byte; the
-    model never produces these.
+    model never produces these. An existing Modelfile with other content is kept, because people edit it.
+    Returns a remark for the user if a Modelfile was kept, otherwise an empty string.
     Raises ChargptError if the model uses ReLU, which llama.cpp does not have for GPT-2, if the vocabulary holds U+2581,
     which llama.cpp reads as a space, or if a weight in GPT-2's layout is not finite.
     """
@@ -78,6 +79,8 @@ def save_gguf(model: ModelFile, path: str | Path) -> Path:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    modelfile = path.with_suffix(".Modelfile")
-    write_text(modelfile, MODELFILE.format(name=path.name, block_size=c.block_size))
-    return modelfile
+    modelfile, text = path.with_suffix(".Modelfile"), MODELFILE.format(name=path.name, block_size=c.block_size)
+    if modelfile.exists() and modelfile.read_bytes() != text.encode():
+        return f"{modelfile} exists and was kept"
+    write_text(modelfile, text)
+    return ""

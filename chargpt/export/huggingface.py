@@ -75,11 +75,8 @@ def export(
     head_size = config["n_embd"] // model.config.n_head
     if head_size in VLLM_HEADS:
         return ""
-    wider = f", stored as {head_size}" if config["n_embd"] > model.config.n_embd else ""
-    return (
-        f"vLLM does not run this model: its heads have {model.config.n_embd // model.config.n_head} units{wider}, and"
-        f" vLLM takes {', '.join(map(str, VLLM_HEADS[:5]))} ..."
-    )
+    allowed = ", ".join(map(str, VLLM_HEADS))
+    return f"vLLM cannot run this model: its heads are stored with {head_size} units; vLLM takes {allowed}"
 
 
 def _names(folder: Path) -> set[str]:

@@ -21,9 +21,10 @@ from chargpt.export.gguf import save_gguf
 from chargpt.export.huggingface import export
 from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.config import GPTConfig
+from chargpt.model.file import save_model
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
-from tests.conftest import free_ports, model_file, random_model
+from tests.conftest import chargpt, free_ports, model_file, random_model
 from tests.pipeline import ROOT
 
 CHARACTERS = sorted("\n \"'!<>/sabc\u00e9\U0001f600")
@@ -86,11 +87,20 @@ def test_llama_cpp_reads_each_character_as_one_token(model: GPT, llama: Any) -> 
 
 def test_gguf_is_the_same_bytes_again(tmp_path: Path) -> None:
     model = random_model(GPTConfig(len(VOCAB), 8, 1, 2, 32))
-    first, second = (save_gguf(model_file(model, VOCAB), tmp_path / name / "model.gguf") for name in "ab")
-    assert first.with_suffix(".gguf").read_bytes() == second.with_suffix(".gguf").read_bytes()
-    assert first == tmp_path / "a/model.Modelfile"
-    assert "FROM ./model.gguf" in first.read_text()
-    assert "num_ctx 8" in first.read_text()
+    for name in ("a", "a", "b"):  # into "a" twice
+        assert save_gguf(model_file(model, VOCAB), tmp_path / name / "model.gguf") == ""
+    assert (tmp_path / "a/model.gguf").read_bytes() == (tmp_path / "b/model.gguf").read_bytes()
+    written = (tmp_path / "a/model.Modelfile").read_text()
+    assert "FROM ./model.gguf" in written and "num_ctx 8" in written
+
+
+def test_an_edited_modelfile_is_kept(tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", random_model(GPTConfig(len(VOCAB), 8, 1, 2, 32)), VOCAB)
+    (tmp_path / "m.Modelfile").write_text("FROM ./m.gguf\nPARAMETER temperature 0.5\n")
+    done = chargpt("export", "--model", "model.safetensors", "--output", "m.gguf", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "note: m.Modelfile exists and was kept\n")
+    assert "temperature 0.5" in (tmp_path / "m.Modelfile").read_text()
+    assert (tmp_path / "m.gguf").exists()
 
 
 def test_gguf_refuses_what_llama_cpp_computes_otherwise(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
 def test_a_model_that_vllm_refuses_is_told(tmp_path: Path) -> None:
     assert export(model_file(random_model(GPTConfig(10, 8, 1, 2, 64)), VOCAB), tmp_path / "a") == ""
     wide = export(model_file(random_model(GPTConfig(10, 8, 1, 4, 8)), VOCAB), tmp_path / "b")
-    assert "heads have 2 units, stored as 3, and vLLM takes 32, 64" in wide
+    assert "its heads are stored with 3 units; vLLM takes 32, 64" in wide
 
 
 def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
