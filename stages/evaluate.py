@@ -26,7 +26,7 @@ def main(params: Params) -> None:
     write_rows(CHARACTERS, ("character", "count", "loss"), report.analysis.hardest(vocab))
     write_text(REPORT, report.page)
     # the loss first: `dvc exp show` keeps this order, and a narrow terminal shows the first columns only
-    write_json(METRICS, report.figures | {"copied": report.copied}, sort_keys=False)
+    write_json(METRICS, report.figures | {"copied": report.memorised}, sort_keys=False)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in report.figures.items()), file=sys.stderr)
 
 

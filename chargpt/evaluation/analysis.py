@@ -24,7 +24,7 @@ NAMES = {"\n": "\u23ce", " ": "\u2423", "\t": "\u21e5"}
 class Analysis:
     """The losses of a split: sums in nats (float64) and counts (int64), by position and by character.
 
-    Arrays by position: (block_size,); entry i is about predictions from i + 1 characters.
+    Arrays by position: (block_size,); entry i is about position i + 1 in the context, predicted from i + 1 characters.
     Arrays by character: (vocab_size,); entry i is about the character with id i.
     """
 
@@ -39,9 +39,9 @@ class Analysis:
         return float(self.position_nats.sum() / self.position_counts.sum())
 
     def positions(self) -> list[tuple[int, float]]:
-        """Pairs (n, mean loss in nats of the predictions from n characters)."""
+        """Pairs (position in the context, from 1; mean loss in nats there)."""
         rows = zip(self.position_nats, self.position_counts, strict=True)
-        return [(seen, round(nats / count, 6)) for seen, (nats, count) in enumerate(rows, start=1) if count]
+        return [(place, round(nats / count, 6)) for place, (nats, count) in enumerate(rows, start=1) if count]
 
     def hardest(self, vocab: Vocab) -> list[tuple[str, int, float]]:
         """The characters with the highest mean loss, hardest first: visible name, count, mean loss in nats.

@@ -31,18 +31,18 @@ STYLE: Any = {
 
 def charts(curve: Sequence[Row], analysis: Analysis, vocab: Vocab) -> list[tuple[str, str]]:
     """The title and the image of each chart. Each image is a data URL, so the page needs no other file."""
-    seen, losses = zip(*analysis.positions(), strict=True)
+    places, losses = zip(*analysis.positions(), strict=True)
     hardest, steps = analysis.hardest(vocab), [row.step for row in curve]
     settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
     # the user's own settings must not change the page
     with matplotlib.rc_context(settings | STYLE), warnings.catch_warnings():
         # matplotlib's font lacks some characters, but the reader's browser draws them with its own fonts
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        by_position = line_chart(seen, losses, "characters of context", "nats per character")
+        by_position = line_chart(places, losses, "position in the context", "nats per character")
         return [
             ("Loss by step", loss_chart(curve)),
             ("Learning rate by step", line_chart(steps, [row.lr for row in curve], "step", "learning rate")),
-            ("Loss by characters seen before", by_position),
+            ("Loss by position in the context", by_position),
             ("Hardest characters", bar_chart([name for name, _, _ in hardest], [nats for *_, nats in hardest])),
         ]
 

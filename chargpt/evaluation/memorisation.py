@@ -1,4 +1,4 @@
-"""How much of a text occurs word for word in the training text: what a model recites instead of writing it.
+"""Memorised text: how much of what a model generates occurs word for word in its training text.
 
 Passages are compared by a hash, a polynomial modulo 2^64 of random numbers that stand for the characters (source: Karp
 and Rabin 1987). The training text is read piece by piece, so memory does not grow with it.
@@ -6,7 +6,6 @@ and Rabin 1987). The training text is read piece by piece, so memory does not gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,39 +17,37 @@ from chargpt.text.tokens import Ids
 
 PASSAGE = 20  # characters; shorter passages are in the training text by chance
 PIECE = 1 << 20  # characters of the training text that are compared at once
+ROWS, LENGTH = 32, 500  # texts that the model generates, and their characters
+SAMPLING = Sampling(temperature=0.8)  # the default of `chargpt generate`
 Hashes = NDArray[np.uint64]
 
 
-ROWS, LENGTH = 32, 500  # texts that the model writes, and their characters
-TEMPERATURE = 0.8  # what `chargpt generate` takes if no other is given
-
-
 @dataclass(frozen=True)
-class Copies:
-    """What a text has in common with the training text.
+class Overlap:
+    """What texts have in common with the training text.
 
-    longest: the longest passage that occurs in both, (L,) unsigned ids. share: of the text's passages of PASSAGE
-    characters, the part that occurs in the training text, in [0, 1].
+    longest: the longest passage that occurs in both, (L,) unsigned ids. share: of the texts' passages of PASSAGE
+    characters, the fraction that occurs in the training text, in [0, 1].
     """
 
     longest: Ids
     share: float
 
 
-def recite(model: Model, train_ids: Ids, val_ids: Ids) -> tuple[Copies, Copies]:
-    """What the model's own texts have in common with the training text, and what the validation text has.
+def memorisation(model: Model, train_ids: Ids, val_ids: Ids) -> tuple[Overlap, Overlap]:
+    """The overlaps of the training text with texts that the model generates, and with the validation text.
 
     Both are ROWS texts of LENGTH characters, or of as many as there are. Each text of the model starts from the
     character before the validation text that it is compared with. train_ids, val_ids: (N,) unsigned, N >= 2.
     """
     length = min(LENGTH, len(val_ids) - 1)
     starts = np.linspace(0, len(val_ids) - 1 - length, ROWS).astype(np.int64)
-    written = generate(model, val_ids[starts, None], length, Sampling(temperature=TEMPERATURE), Random(0))
-    theirs = val_ids[starts[:, None] + np.arange(1, length + 1)]
-    return find_copies(written[:, 1:].astype(val_ids.dtype), train_ids), find_copies(theirs, train_ids)
+    generated = generate(model, val_ids[starts, None], length, SAMPLING, Random(0))[:, 1:]
+    validation = val_ids[starts[:, None] + np.arange(1, length + 1)]
+    return find_overlap(generated.astype(val_ids.dtype), train_ids), find_overlap(validation, train_ids)
 
 
-def find_copies(texts: Ids, train_ids: Ids) -> Copies:
+def find_overlap(texts: Ids, train_ids: Ids) -> Overlap:
     """Compare texts with the training text.
 
     texts: (R, T) unsigned ids, R texts of T characters; a passage lies within one of them. train_ids: (N,) unsigned.
@@ -61,7 +58,8 @@ def find_copies(texts: Ids, train_ids: Ids) -> Copies:
     passages = hashes(values, PASSAGE)
     found = np.zeros(passages.shape, bool)
     longest, where = 0, (0, 0)
-    for piece in _pieces(train_ids, texts.shape[1]):
+    for start in range(0, len(train_ids), PIECE):  # each piece repeats the end of the one before: no passage is cut
+        piece = train_ids[start : start + PIECE + texts.shape[1] - 1]
         known = numbers[piece]
         found |= _occur(passages, hashes(known, PASSAGE))
         shortest, too_long = longest + 1, texts.shape[1] + 1
@@ -77,13 +75,7 @@ def find_copies(texts: Ids, train_ids: Ids) -> Copies:
                 too_long = length
             length = (shortest + too_long) // 2
     row, start = where
-    return Copies(texts[row, start : start + longest], float(found.mean()) if found.size else 0.0)
-
-
-def _pieces(ids: Ids, overlap: int) -> Iterator[Ids]:
-    """The ids in pieces, each of which repeats the end of the one before, so that no passage is cut."""
-    for start in range(0, len(ids), PIECE):
-        yield ids[start : start + PIECE + overlap - 1]
+    return Overlap(texts[row, start : start + longest], float(found.mean()) if found.size else 0.0)
 
 
 def hashes(values: Hashes, length: int) -> Hashes:

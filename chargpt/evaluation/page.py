@@ -1,4 +1,4 @@
-"""Write an HTML page about a model: metrics, a text coloured by surprise, a sample, and curves.
+"""Write an HTML page about a model: metrics, a text coloured by surprise, a sample, memorised text, and curves.
 
 The page is one file without scripts or links, so it opens anywhere. The same inputs give the same bytes.
 """
@@ -11,30 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from chargpt.evaluation.analysis import Analysis, Prediction, analyse, predictions, visible
 from chargpt.evaluation.charts import charts
 from chargpt.evaluation.curve import Row
 from chargpt.evaluation.loss import metrics
-from chargpt.evaluation.memorisation import PASSAGE, recite
+from chargpt.evaluation.memorisation import PASSAGE, SAMPLING, memorisation
 from chargpt.inference.decoder import pack
-from chargpt.inference.sampling import Random, Sampling, generate
+from chargpt.inference.sampling import Random, generate
 from chargpt.model.gpt import GPT
+from chargpt.templates import render
 from chargpt.text.tokens import Ids
 from chargpt.text.vocab import Vocab
 
 LEVELS = 9  # of surprise; each is one bit wide, the last has no upper limit
 STRETCH = 1200  # characters of the validation text that the page shows
-CONTINUATION = 400  # characters that the model writes after that text
+CONTINUATION = 400  # characters that the model generates after that text
 
 
 @dataclass(frozen=True)
 class Report:
-    """The results about a model: its metrics, what it recites, where its loss comes from, and the page as HTML."""
+    """The results about a model: its metrics, memorised text, where its loss comes from, and the page as HTML."""
 
     figures: dict[str, float]
-    copied: dict[str, float]
+    memorised: dict[str, float]
     analysis: Analysis
     page: str
 
@@ -51,64 +50,31 @@ def make_report(
 
     train_ids, val_ids: (N,) unsigned, N >= 2. previous: name and metrics of another version to compare with, or None.
     """
-    analysis = analyse(model, val_ids)
+    analysis, packed = analyse(model, val_ids), pack(model)
     figures = metrics(analysis.val_loss)
-    packed = pack(model)
-    model_copies, text_copies = recite(packed, train_ids, val_ids)
-    copied = {
-        "longest": len(model_copies.longest),
-        "share": round(model_copies.share, 6),
-        "validation_longest": len(text_copies.longest),
-        "validation_share": round(text_copies.share, 6),
+    generated, validation = memorisation(packed, train_ids, val_ids)
+    memorised = {
+        "longest": len(generated.longest),
+        "share": round(generated.share, 6),
+        "validation_longest": len(validation.longest),
+        "validation_share": round(validation.share, 6),
     }
     stretch = val_ids[: STRETCH + 1]
-    written = generate(packed, stretch[None], CONTINUATION, Sampling(temperature=0.8), Random(0))
+    written = generate(packed, stretch[None], CONTINUATION, SAMPLING, Random(0))
     page = render(
-        facts={"parameters": f"{sum(p.numel() for p in model.parameters()):,}"} | vars(model.config),
-        figures=figures,
-        previous=previous,
-        copied=copied | {"passage": vocab.decode(model_copies.longest)},
-        charts=charts(curve, analysis, vocab),
-        stretch=predictions(model, vocab, stretch),
-        sample=vocab.decode(written[0, len(stretch) :]),
-    )
-    return Report(figures, copied, analysis, page)
-
-
-def render(
-    *,
-    facts: Mapping[str, Any],
-    figures: Mapping[str, float],
-    previous: tuple[str, Mapping[str, float]] | None,
-    copied: Mapping[str, Any],
-    charts: Sequence[tuple[str, str]],
-    stretch: Sequence[Prediction],
-    sample: str,
-) -> str:
-    """The page as HTML.
-
-    facts: values that describe the model, by name. figures: its metrics. previous: name and metrics of a version to
-    compare with, or None. copied: what the model and the validation text share with the training text. charts: title
-    and data URL of each. stretch: a text with what the model expected. sample: what the model wrote after this text.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    table = [(name, value, previous[1].get(name) if previous else None) for name, value in sorted(figures.items())]
-    return environment.get_template("report.html.j2").render(
-        facts=facts,
-        metrics=table,
+        Path(__file__).with_name("report.html.j2"),
+        facts={"parameters": f"{model.config.parameters:,}"} | vars(model.config),
+        metrics=[(name, value, previous[1].get(name) if previous else None) for name, value in sorted(figures.items())],
         previous=previous[0] if previous else None,
-        copied={**copied, "passage": "".join(_printable(character) for character in copied["passage"])},
+        memorised=memorised,
+        passage=_printable(vocab.decode(generated.longest)),
         passage_length=PASSAGE,
-        charts=charts,
-        stretch=[_cell(prediction) for prediction in stretch],
+        charts=charts(curve, analysis, vocab),
+        stretch=[_cell(prediction) for prediction in predictions(model, vocab, stretch)],
         levels=range(LEVELS),
-        sample="".join(_printable(character) for character in sample),
+        sample=_printable(vocab.decode(written[0, len(stretch) :])),
     )
+    return Report(figures, memorised, analysis, page)
 
 
 def _cell(prediction: Prediction) -> dict[str, Any]:
@@ -121,6 +87,6 @@ def _cell(prediction: Prediction) -> dict[str, Any]:
     return {"shown": shown, "level": min(LEVELS - 1, int(bits)), "about": "\n".join(lines), "ends": character == "\n"}
 
 
-def _printable(character: str) -> str:
-    """A character of running text; one that does not print, or reverses the text, is made visible."""
-    return character if character == "\n" or character.isprintable() else visible(character)
+def _printable(text: str) -> str:
+    """Running text in which characters that do not print, or reverse the text, are made visible."""
+    return "".join(c if c == "\n" or c.isprintable() else visible(c) for c in text)

@@ -30,10 +30,7 @@ def save_onnx(model: ModelFile, path: str | Path) -> None:
     """
     tensors, config = gpt2_layout(model, path, 0)
     if not fits(tensors):
-        raise ChargptError(
-            f"{path}: {weight_bytes(tensors):,} bytes of weights; one .onnx file holds 2 GiB: export to a"
-            " directory instead"
-        )
+        raise ChargptError(f"{path}: not written: the weights exceed the 2 GiB of a .onnx file; export to a directory")
     graph = gpt2_graph(tensors, config)
     helper.set_model_props(graph, {"vocab": "".join(model.vocab.itos), "block_size": str(model.config.block_size)})
     write_onnx(graph, path)
@@ -45,14 +42,9 @@ def write_onnx(graph: onnx.ModelProto, path: str | Path) -> None:
         file.write(graph.SerializeToString(deterministic=True))
 
 
-def weight_bytes(tensors: Mapping[str, Floats]) -> int:
-    """Bytes of the weights in float32."""
-    return 4 * sum(t.size for t in tensors.values())
-
-
 def fits(tensors: Mapping[str, Floats]) -> bool:
     """Whether the weights fit into one ONNX file."""
-    return weight_bytes(tensors) < LARGEST
+    return sum(t.nbytes for t in tensors.values()) < LARGEST
 
 
 def gpt2_graph(tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> onnx.ModelProto:

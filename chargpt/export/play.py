@@ -8,18 +8,18 @@ import math
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
 from chargpt.inference.sampling import KEPT_PART
 from chargpt.model.file import ModelFile
+from chargpt.templates import render
 
 MAX_BYTES = 300_000_000  # of weights; browsers hold a text of about 500 million characters
 
 
 def save_page(model: ModelFile, path: str | Path) -> None:
-    """Write a page of HTML that holds the model (float32), and continues what one types into it.
+    """Write a page of HTML that holds the model (float32) and continues the text typed into it.
 
     The page computes what the model computes; like `generate`, it reads the last eighth of a full context again.
     Raises ChargptError if the weights are too large for a page.
@@ -39,10 +39,8 @@ def save_page(model: ModelFile, path: str | Path) -> None:
         "kept": max(1, model.config.block_size // KEPT_PART),
     }
     folder = Path(__file__).parent
-    templates = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=True, keep_trailing_newline=True
-    )
-    page = templates.get_template("play.html.j2").render(
+    page = render(
+        folder / "play.html.j2",
         parameters=parameters,
         config=model.config,
         engine=(folder / "gpt.js").read_text(encoding="utf-8"),

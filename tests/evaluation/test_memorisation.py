@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.evaluation import memorisation as copying
-from chargpt.evaluation.memorisation import find_copies, hashes
+from chargpt.evaluation import memorisation
+from chargpt.evaluation.memorisation import find_overlap, hashes
 
 
 @settings(max_examples=60, deadline=None)
@@ -17,12 +17,12 @@ from chargpt.evaluation.memorisation import find_copies, hashes
     st.sampled_from([1, 7, 64]),
     st.sampled_from([2, 5]),
 )
-def test_as_a_search_finds_it(some: list[int], rows: int, train: list[int], piece: int, passage: int) -> None:
+def test_overlap_is_what_a_search_finds(some: list[int], rows: int, train: list[int], piece: int, passage: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copying, "PIECE", piece)
-        patch.setattr(copying, "PASSAGE", passage)
+        patch.setattr(memorisation, "PIECE", piece)
+        patch.setattr(memorisation, "PASSAGE", passage)
         texts = np.array([some[i:] + some[:i] for i in range(rows)], np.uint8)
-        copies = find_copies(texts, np.array(train, np.uint8))
+        overlap = find_overlap(texts, np.array(train, np.uint8))
     text = "".join(map(str, train))
     written = ["".join(map(str, row)) for row in texts.tolist()]
 
@@ -30,13 +30,13 @@ def test_as_a_search_finds_it(some: list[int], rows: int, train: list[int], piec
         return [row[i : i + length] for row in written for i in range(len(row) - length + 1)]
 
     longest = max((n for n in range(1, len(some) + 1) if any(p in text for p in passages(n))), default=0)
-    assert len(copies.longest) == longest
-    assert "".join(map(str, copies.longest.tolist())) in text
+    assert len(overlap.longest) == longest
+    assert "".join(map(str, overlap.longest.tolist())) in text
     expected = [p in text for p in passages(passage)]
-    assert copies.share == pytest.approx(sum(expected) / len(expected) if expected else 0)
+    assert overlap.share == pytest.approx(sum(expected) / len(expected) if expected else 0)
 
 
-def test_hashes_tell_windows_apart() -> None:
+def test_hashes_of_different_windows_differ() -> None:
     values = np.random.default_rng(1).integers(0, 2**64, 300, dtype=np.uint64)[np.arange(5000) % 300]
     for length in (1, 2, 3, 20, 31, 257):
         found = hashes(values, length)

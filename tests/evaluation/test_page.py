@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
 from chargpt.evaluation.analysis import Analysis, analyse, predictions, visible
-from chargpt.evaluation.charts import charts
 from chargpt.evaluation.curve import Row, read_curve
-from chargpt.evaluation.loss import evaluate, metrics
-from chargpt.evaluation.page import render
+from chargpt.evaluation.loss import evaluate
+from chargpt.evaluation.page import make_report
+from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
+from tests.conftest import random_model
 
 CURVE = [Row(0, 3.0, 3.1, 0.0), Row(5, 2.5, 2.6, 0.1), Row(10, 2.0, 2.2, 0.0)]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -77,45 +78,28 @@ def test_every_character_can_be_seen(character: str, name: str) -> None:
 
 
 def page(characters: str, previous: Any = None) -> str:
-    """A page on a random model whose text holds every one of the characters."""
-    from chargpt.model.config import GPTConfig
-    from tests.conftest import random_model
-
+    """A page about a random model whose texts hold the characters."""
     vocab = Vocab(sorted(set(characters)))
     model = random_model(GPTConfig(len(vocab), block_size=8, n_layer=1, n_head=1, n_embd=8))
-    ids = np.array([*range(len(vocab)), *range(len(vocab))], np.uint8)
-    found = analyse(model, ids)
-    return render(
-        facts=vars(model.config),
-        figures=metrics(found.val_loss),
-        previous=previous,
-        copied={
-            "longest": len(characters),
-            "share": 0.125,
-            "validation_longest": 7,
-            "validation_share": 0.0,
-            "passage": characters,
-        },
-        charts=charts(CURVE, found, vocab),
-        stretch=predictions(model, vocab, ids),
-        sample=characters,
-    )
+    ids = np.array(vocab.encode(characters + characters), np.uint8)
+    return make_report(model, vocab, ids, ids, CURVE, previous).page
 
 
 HOSTILE = "\n\t\x00\x1b <>&'\"$\\`{}%\u202e\u200b\u0301\ud7ff\ufeffé漢\U0001f600"
 
 
-def test_the_page_is_the_same_each_time_and_holds_no_strangers_markup() -> None:
+def test_the_page_escapes_its_texts_and_is_the_same_each_time() -> None:
     text = page(HOSTILE)
     assert text == page(HOSTILE)
-    for forbidden in ("<script", "http://", "https://", "\x00", "\x1b", "\u202e<"):
+    for forbidden in ("<script", "http://", "https://", "\x00", "\x1b", "\u202e"):
         assert forbidden not in text, forbidden
     body = re.sub(r"<[^>]*>", "", text[text.index("<body>") :])
     assert "<" not in body and ">" not in body
+    for shown in ("&lt;", "&amp;", "U+202E", "漢"):
+        assert shown in body
 
 
-def test_the_users_own_settings_of_charts_change_nothing() -> None:
-    """A matplotlibrc is no input of the page."""
+def test_a_matplotlibrc_does_not_change_the_page() -> None:
     plain = page("abc")
     odd = {
         "lines.linewidth": 4,
@@ -127,7 +111,7 @@ def test_the_users_own_settings_of_charts_change_nothing() -> None:
         assert page("abc") == plain
 
 
-def test_the_version_before_stands_beside() -> None:
+def test_the_page_compares_with_an_earlier_version() -> None:
     text = page("abc", ("chargpt@v1.0.0", {"val_loss": 0.5, "perplexity": 1e6}))
     assert "chargpt@v1.0.0" in text and 'class="worse"' in text and 'class="better"' in text
     assert "chargpt@" not in page("abc") and "change" not in page("abc")

@@ -110,7 +110,7 @@ def test_a_model_too_large_for_a_graph(
     export(model_file(model, vocab), tmp_path / "hf")
     assert (tmp_path / "hf/onnx/model.onnx").exists()
     monkeypatch.setattr("chargpt.export.onnx.LARGEST", 1000)
-    with pytest.raises(ChargptError, match=r"one \.onnx file holds 2 GiB"):
+    with pytest.raises(ChargptError, match=r"the weights exceed the 2 GiB of a \.onnx file"):
         save_onnx(model_file(model, vocab), tmp_path / "model.onnx")
     export(model_file(model, vocab), tmp_path / "hf")
     assert not list(tmp_path.rglob("*.onnx"))
