@@ -30,10 +30,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     file is removed. Raises ChargptError if `path` exists and is not a regular file.
     """
     path = Path(path)
-    if not path.name or path.is_dir():
-        raise ChargptError(f"{str(path)!r} is a directory; give the path of a file to write")
-    if path.exists() and not path.is_file():
-        raise ChargptError(f"{path}: not a regular file, and would be overwritten; give another path")
+    if not path.name or (path.exists() and not path.is_file()):
+        raise ChargptError(f"{str(path)!r} is not a regular file; give the path of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path.parent)
     try:
@@ -95,13 +93,11 @@ def write_json(path: str | Path, value: Mapping[str, Any], *, sort_keys: bool = 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a small file with a JSON object; its values are not checked. Raises ChargptError if it holds none."""
+    if not Path(path).is_file():
+        raise ChargptError(f"{path}: no such file; give the path of an existing file")
     try:
-        if not Path(path).is_file():
-            raise FileNotFoundError
         with Path(path).open("rb") as file:
             value = json.loads(file.read(MAX_JSON).decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise ChargptError(f"{path}: no such file; give the path of an existing file") from None
     except (ValueError, RecursionError) as error:
         raise ChargptError(f"{path}: not valid JSON: {error}; correct it or make it again") from None
     if not isinstance(value, dict):

@@ -623,7 +623,7 @@ CORPORA: dict[str, tuple[Callable[[], bytes], str]] = {
 @given(st.sampled_from(SAMPLES).flatmap(lambda text: edited_bytes(text.encode())), st.sampled_from([1, 2, 3, 5, 9999]))
 def test_changed_texts(folder: Path, data: bytes, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chargpt.text.corpus.CHUNK_BYTES", piece)
+        patch.setattr("chargpt.text.corpus.CHUNK", piece)
         check(TEXT, {"text.txt": data}, folder)
 
 

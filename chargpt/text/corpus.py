@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from chargpt.errors import ChargptError
 from chargpt.text.vocab import Vocab, code_points
 
-CHUNK_BYTES = 1 << 18  # a piece of this size fits the processor's cache, so the table look-up is fast
+CHUNK = 1 << 18  # characters; a piece of this size fits the CPU's cache, so the table look-up is fast
 
 
 def read_text(path: str | Path) -> Iterator[str]:
@@ -24,25 +23,14 @@ def read_text(path: str | Path) -> Iterator[str]:
     path = Path(path)
     if not path.is_file():
         raise ChargptError(f"{path}: no such text file; set `corpus` to the path of a UTF-8 text")
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset = 0  # position in the file of the first byte that is not yet decoded
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            pending = decoder.getstate()[0]
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                at = offset + error.start
-                byte = (pending + chunk)[error.start]
-                raise ChargptError(f"{path}: byte {at} (0x{byte:02x}) is not UTF-8; save the text as UTF-8") from None
-            if offset == 0 and text.startswith("\ufeff"):
-                text = text[1:]
-            offset += len(pending) + len(chunk) - len(decoder.getstate()[0])
-            yield newlines.decode(text, final=not chunk)
-            if not chunk:
-                return
+    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
+        try:
+            while text := file.read(CHUNK):
+                yield text
+        except UnicodeDecodeError as error:  # its object is what was last read, after what was already decoded
+            at = raw.tell() - len(error.object) + error.start
+            byte = error.object[error.start]
+            raise ChargptError(f"{path}: byte {at} (0x{byte:02x}) is not UTF-8; save the text as UTF-8") from None
 
 
 def scan_text(path: str | Path) -> tuple[Vocab, int]:

@@ -9,6 +9,7 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -47,12 +48,10 @@ def download(cache: Path | None = None) -> bytes:
         return first_verified(sources)
     cached = cache / "tinyshakespeare.txt"
     text = first_verified([("cached copy", cached.read_bytes), *sources])
-    try:
+    with suppress(OSError):  # without a copy (read-only home, full disk), the next run downloads again
         if not cached.exists() or cached.read_bytes() != text:
             with atomic_write(cached) as file:
                 file.write(text)
-    except OSError:
-        pass  # without a copy (read-only home, full disk), the next run downloads again
     return text
 
 

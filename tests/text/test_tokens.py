@@ -29,7 +29,7 @@ from chargpt.text.vocab import Vocab
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every multi-byte character and CRLF falls across pieces somewhere."""
-    monkeypatch.setattr(text, "CHUNK_BYTES", 3)
+    monkeypatch.setattr(text, "CHUNK", 3)
 
 
 def corpus(tmp_path: Path, content: str | bytes) -> Path:
