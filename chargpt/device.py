@@ -47,9 +47,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     else:
         capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         native = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    if dtype == "bfloat16" and device.type == "mps":
-        raise ChargptError("dtype bfloat16 is not supported on mps; use -S dtype=float32")
-    if dtype == "bfloat16" and device.type == "cuda" and not native:
+    if dtype == "bfloat16" and device.type != "cpu" and not native:
         raise ChargptError(f"dtype bfloat16 is not supported by {device}; use -S dtype=float32")
     return torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and native) else torch.float32
 

@@ -100,7 +100,8 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
     try:
         GPTConfig(1, params.block_size, params.n_layer, params.n_head, params.n_embd)
     except ChargptError as error:
-        better = _nearest_divisor(params.n_embd, params.n_head)
+        divisors = (d for d in range(1, params.n_embd + 1) if params.n_embd % d == 0)
+        better = min(divisors, key=lambda d: (abs(d - params.n_head), d))
         raise ChargptError(f"{source}: {error}; try -S n_head={better}") from None
     if params.warmup_iters > params.max_iters:
         raise ChargptError(
@@ -136,9 +137,8 @@ def _problems(source: str | Path, error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Params.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(Params.model_fields)}"
-            lines.append(
-                f"{source}: unknown key {key if key.isidentifier() and len(key) <= 60 else show_value(key)}: {hint}"
-            )
+            shown = key if key.isidentifier() and len(key) <= 60 else show_value(key)
+            lines.append(f"{source}: unknown key {shown}: {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
         else:
@@ -157,7 +157,3 @@ def show_value(value: object) -> str:
         return short.repr(value)
     except ValueError:  # raised for a number with thousands of digits
         return "a number too long to show"
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))

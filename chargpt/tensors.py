@@ -107,26 +107,23 @@ class TensorFile:
 def open_tensors(path: str | Path) -> TensorFile:
     """Open a safetensors file to read it as memory-mapped arrays.
 
-    Raises ChargptError if the file is missing, empty, truncated or not a safetensors file; the message says which.
+    Raises ChargptError if the file is missing, truncated or not a safetensors file; the message says which.
     """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
-        found = "is a directory" if path.is_dir() else "no such file"
-        raise ChargptError(f"{path}: {found}; give the path of an existing file")
-    with path.open("rb") as start:
-        length = start.read(8)
-        if not length:
-            raise ChargptError(f"{path}: the file is empty; fetch or make it again")
-        if int.from_bytes(length, "little") > MAX_HEADER:
-            raise ChargptError(f"{path}: truncated or not a safetensors file (its header would be too long); {AGAIN}")
-        head = start.read(int.from_bytes(length, "little"))
+        raise ChargptError(f"{path}: no such file; give the path of an existing file")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = file.read(min(length, MAX_HEADER))
     try:
+        if not 0 < length == len(head):
+            raise ValueError("its header is empty, incomplete or too long")
         header = json.loads(head, object_pairs_hook=unique_keys)  # the library would accept a repeated name
         with safe_open(path, framework="np"):  # compares the header with the file's length
             pass
-        return TensorFile(path, header, 8 + len(head))
+        return TensorFile(path, header, 8 + length)
     except (OSError, MemoryError) as error:  # a file larger than the address space
         raise ChargptError(
             f"{path}: cannot be mapped into memory ({escape(error)}); free some, or use a smaller model"

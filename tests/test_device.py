@@ -63,7 +63,7 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pick_dtype("auto", torch.device("mps")) == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert pick_dtype("auto", cpu) == torch.float32
-    with pytest.raises(ChargptError, match="not supported on mps; use -S dtype=float32"):
+    with pytest.raises(ChargptError, match="not supported by mps; use -S dtype=float32"):
         pick_dtype("bfloat16", torch.device("mps"))
 
 

@@ -53,20 +53,15 @@ ENTRY = '{"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}'
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"\x01", "truncated or not a safetensors file"),
-        (struct.pack("<Q", 9) + b"{", "truncated or not a safetensors file"),
-        (struct.pack("<Q", 2) + b"[]", "truncated or not a safetensors file"),
-        (b"", "the file is empty"),
-    ],
+    "content",
+    [b"", b"\x01", struct.pack("<Q", 9) + b"{", struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2**63) + b"{}"],
 )
-def test_other_files_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(ChargptError, match=rf"x: {reason}.*; fetch or make it again"):
+    with pytest.raises(ChargptError, match=r"x: truncated or not a safetensors file \(.*\); fetch or make it again"):
         open_tensors(tmp_path / "x")
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ChargptError, match=r"(no such file|a directory); give the"):
+        with pytest.raises(ChargptError, match=r": no such file; give the path of an existing file"):
             open_tensors(str(path))
 
 
@@ -82,7 +77,7 @@ def test_long_headers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tensors, "MAX_HEADER", length)
     assert open_tensors(path).array("a").tolist() == [7]
     monkeypatch.setattr(tensors, "MAX_HEADER", length - 1)
-    with pytest.raises(ChargptError, match=r"\(its header would be too long\); fetch or"):
+    with pytest.raises(ChargptError, match=r"\(its header is empty, incomplete or too long\); fetch or"):
         open_tensors(path)
 
 

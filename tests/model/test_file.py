@@ -79,7 +79,7 @@ def test_training_parameters_and_metrics_are_read(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"x", b"not a model " * 20, b"\xff" * 64, struct.pack("<Q", 2**63) + b"{}"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m").write_bytes(content)
-    with pytest.raises(ChargptError, match=r"m: (the file is empty|truncated or not a safetensors file)"):
+    with pytest.raises(ChargptError, match=r"m: truncated or not a safetensors file"):
         load_model(tmp_path / "m")
 
 
