@@ -38,11 +38,12 @@ def growth_bits(compress: Any, train: bytes, val: bytes, characters: int) -> flo
 
 
 def main() -> None:
+    from chargpt.evaluation.curve import Row
     from chargpt.project.params_file import load_params
     from chargpt.text.corpus import scan_text
     from chargpt.text.tokens import read_tokens, write_tokens
-    from chargpt.training.loop import train
-    from chargpt.training.monitor import Monitor
+    from chargpt.training.events import Log
+    from chargpt.training.loop import Trainer
     from chargpt.training.start import new_model
 
     compressors = {"xz": lambda text: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)}
@@ -53,10 +54,13 @@ def main() -> None:
     except ImportError:
         pass
 
-    class Teller(Monitor):
-        def say(self, text: str) -> None:
-            print(f"  {text}", file=sys.stderr)
+    def report(event: object) -> None:
+        if isinstance(event, Row):
+            rows.append(event)
+        elif isinstance(event, Log):
+            print(f"  {event.text}", file=sys.stderr)
 
+    rows: list[Row] = []
     params = load_params()
     for name in sys.argv[1:]:
         vocab, length = scan_text(name)
@@ -68,8 +72,9 @@ def main() -> None:
             found = {"bigram": bigram_bits(train_ids, val_ids, len(vocab))}
             for program, compress in compressors.items():
                 found[program] = growth_bits(compress, *parts, len(val_ids))
-            began, rows = time.time(), []
-            train(new_model(params, len(vocab)), train_ids, val_ids, params, rows.append, monitor=Teller())
+            began = time.time()
+            rows.clear()
+            Trainer(new_model(params, len(vocab)), train_ids, val_ids, params, report=report).train()
             best = min(rows, key=lambda row: row.val_loss)
             found["chargpt"] = best.val_loss / math.log(2)
         figures = {key: round(value, 3) for key, value in found.items()}

@@ -161,14 +161,19 @@ def run_chargpt(started: float, changes: dict[str, Any], evaluated: int | None =
     from chargpt.evaluation.curve import Row
     from chargpt.text.tokens import read_tokens
     from chargpt.text.vocab import Vocab
-    from chargpt.training.loop import train
+    from chargpt.training.loop import Trainer
     from chargpt.training.start import new_model
 
     vocab = Vocab.load("artifacts/vocab.json")
     train_ids, val_ids = read_tokens("data/tokens.safetensors", vocab)
     val_ids = val_ids[:evaluated]
     rows: list[tuple[float, Row]] = []
-    train(new_model(params, len(vocab)), train_ids, val_ids, params, lambda row: rows.append((time.time(), row)))
+
+    def report(event: object) -> None:
+        if isinstance(event, Row):
+            rows.append((time.time(), event))
+
+    Trainer(new_model(params, len(vocab)), train_ids, val_ids, params, report=report).train()
     reached = [t - started for t, row in rows if row.val_loss <= TARGET]
     return {
         "steps": params.max_iters,

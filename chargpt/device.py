@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chargpt.errors import ChargptError
@@ -50,17 +49,3 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "bfloat16" and device.type != "cpu" and not native:
         raise ChargptError(f"dtype bfloat16 is not supported by {device}; use -S dtype=float32")
     return torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and native) else torch.float32
-
-
-def share_cores(runs: int, say: Callable[[str], None]) -> None:
-    """Limit torch to this run's share of the threads: threads that take turns on a core slow one another down.
-
-    runs: trainings on this machine, this one included. say: called with a line for the user if the limit changes.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    share = max(1, threads // runs)
-    if share < threads:
-        say(f"{runs} runs share this machine: computing with {share} of {threads} threads")
-        torch.set_num_threads(share)

@@ -30,7 +30,7 @@ def main() -> None:
         remember_dvc()
         names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
         if len(sys.argv) != 2 or sys.argv[1] not in names:
-            raise ChargptError(f"type: python -m stages NAME, with one of {', '.join(names)}")
+            raise ChargptError(f"run: python -m stages NAME, with one of {', '.join(names)}")
         refuse_untracked_code()
         params = load_params()
         if sys.argv[1] in ("prepare", "train"):
@@ -42,13 +42,13 @@ def main() -> None:
 
 def run(name: str, params: Params) -> None:
     """Run a stage, and give it what it needs besides the parameters."""
-    from chargpt.runtime import machine
+    from chargpt.runtime import environment
 
-    machine.limit_threads()
+    environment.limit_threads()
     if name == "train":
         train(params)
     elif name == "download":
-        import_undisturbed("stages.download").main(params, machine.cache_folder())
+        import_undisturbed("stages.download").main(params, environment.cache_folder())
     else:
         import_undisturbed(f"stages.{name}").main(params)
     if name == LAST and "DVC_ROOT" in os.environ:
@@ -64,28 +64,36 @@ def train(params: Params) -> None:
     If `launch` names torchrun, torchrun starts several processes instead, and each of them runs this function.
     """
     from chargpt.project.params_file import load_params
-    from chargpt.runtime import machine
+    from chargpt.project.pipeline import stage_deps
+    from chargpt.runtime import environment, torchrun
     from chargpt.runtime.progress import Progress
-    from chargpt.runtime.signals import Stops
-    from chargpt.runtime.torchrun import launch, launched, place
-    from chargpt.training.monitor import Stopped, Surroundings
+    from chargpt.runtime.signals import StopRequests
+    from chargpt.training.events import ALONE, Stopped
 
-    if params.launch != "python" and not launched():
-        return launch(params.launch.split()[1:], "stages", "train")
-    stops = Stops()
-    surroundings = Surroundings(
-        monitor=Progress(params, stops, machine.step_signal()),
-        state_root=machine.state_root(),
-        save_every_s=machine.seconds_between_saves(),
-        fresh=machine.fresh_start(),
-        runs_here=machine.runs_here(),
-        place=place(),
-        reread=load_params,
-    )
+    rank = torchrun.rank()
+    if params.launch != "python" and rank is None:
+        return torchrun.launch(params.launch.split()[1:], "stages", "train")
+    rank = rank or ALONE
+    should_stop = StopRequests(rank.rank)
+    should_stop.install()
     try:
-        import_undisturbed("stages.train").main(params, surroundings)
-    except Stopped:
-        sys.exit(stops.status or 1)
+        with Progress(params, environment.step_signal()) as progress:
+            import_undisturbed("stages.train").main(
+                params,
+                report=progress,
+                should_stop=should_stop,
+                rank=rank,
+                deps=stage_deps("train", params),
+                checkpoints=environment.checkpoints(),
+                reread=load_params,
+                **environment.saving(),
+            )
+    except Stopped as stopped:
+        sys.exit(stopped.status)
+    except ChargptError:
+        if rank.local_rank:
+            sys.exit(1)  # the first process of this machine reports the same
+        raise
 
 
 if __name__ == "__main__":

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chargpt.device import pick_device, share_cores
+from chargpt.device import pick_device
 from chargpt.errors import ChargptError
-from chargpt.evaluation.curve import Curve
+from chargpt.evaluation.curve import Curve, Row
 from chargpt.model.file import load_model, save_model
 from chargpt.paths import CURVE, MIGRATED, MODEL, TOKENS, VOCAB
 from chargpt.text.tokens import read_tokens
 from chargpt.text.vocab import Vocab
-from chargpt.training.checkpoint import State
-from chargpt.training.inputs import check_unchanged, code_files, environment_inputs, read_inputs, training_values
-from chargpt.training.loop import train
-from chargpt.training.monitor import Surroundings
-from chargpt.training.processes import World
+from chargpt.training.checkpoint import CheckpointStore
+from chargpt.training.events import ALONE, Event, Rank, Report, ShouldStop, Started, ignore, never
+from chargpt.training.inputs import check_unchanged, read_inputs, training_values
+from chargpt.training.loop import Trainer
+from chargpt.training.processes import ProcessGroup
 from chargpt.training.start import continued_model, new_model
 
 if TYPE_CHECKING:
@@ -25,33 +26,46 @@ if TYPE_CHECKING:
     from chargpt.params import Params
 
 
-def main(params: Params, surroundings: Surroundings | None = None) -> None:
-    """Train, and write the model and its curve. surroundings: progress, saved state and a way to stop, if given."""
-    around = surroundings or Surroundings()
-    with World(pick_device(params.device), around.place) as world:
-        if world.size == 1:
-            share_cores(around.runs_here, around.monitor.say)
-        data = [VOCAB, TOKENS, *([MIGRATED] if params.init == "migrated" else [])]
-        files = code_files(__file__) | {name: Path(name) for name in data}
-        inputs = read_inputs(training_values(params) | environment_inputs(params, world), files)
+def main(
+    params: Params,
+    *,
+    report: Report = ignore,
+    should_stop: ShouldStop = never,
+    rank: Rank = ALONE,
+    deps: Mapping[str, Path] | None = None,
+    checkpoints: Path | None = None,
+    reread: Callable[[], Params] | None = None,
+    **saving: Any,
+) -> None:
+    """Train, and write the model and its curve.
+
+    report, should_stop: as for `Trainer`. rank: which process of the training this is. deps: the files that dvc.yaml
+    names as inputs, by name; they and the parameters must not change meanwhile. checkpoints: the directory of the
+    checkpoints of all runs; None saves none. reread: reads params.yaml again. saving: options of `CheckpointStore`.
+    """
+    with ProcessGroup(pick_device(params.device), rank) as group, Curve(CURVE) as curve:
+        inputs = read_inputs(params, group, deps or {})
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
-        model = starting_model(params, vocab)
-        state = None
-        if around.state_root:
-            say, every = around.monitor.say, around.save_every_s
-            state = State(around.state_root, inputs, save_every_s=every, fresh=around.fresh, say=say)
-        with state.locked() if state and world.rank == 0 else nullcontext(), Curve(CURVE) as curve:
-            world.wait()  # until process 0 has the lock
-            model = train(
-                model, train_ids, val_ids, params, curve.add, state=state, world=world, monitor=around.monitor
+        store = CheckpointStore(checkpoints, inputs, report=report, **saving) if checkpoints else None
+
+        def record(event: Event) -> None:
+            for row in event.rows if isinstance(event, Started) else (event,) if isinstance(event, Row) else ():
+                curve.add(row)
+            report(event)
+
+        with store.locked() if store and group.rank == 0 else nullcontext():
+            group.wait()  # until rank 0 has the lock
+            start = starting_model(params, vocab)
+            trainer = Trainer(
+                start, train_ids, val_ids, params, report=record, should_stop=should_stop, store=store, group=group
             )
-            if world.rank == 0:
-                now = around.reread() if around.reread else params
-                check_unchanged(inputs, read_inputs(training_values(now) | environment_inputs(now, world), files))
+            model = trainer.train()
+            if group.rank == 0:
+                check_unchanged(inputs, read_inputs(reread() if reread else params, group, deps or {}))
                 save_model(MODEL, model, vocab, training_values(params))
-                if state:
-                    state.clear()
+                if store:
+                    store.remove()
 
 
 def starting_model(params: Params, vocab: Vocab) -> GPT:
@@ -61,11 +75,11 @@ def starting_model(params: Params, vocab: Vocab) -> GPT:
     migrated, known = load_model(MIGRATED)
     if known != vocab:
         raise ChargptError(
-            f"{VOCAB}: the corpus has other characters than the migrated model knows; set corpus to the text that"
-            " the legacy model was trained on"
+            f"{VOCAB}: the corpus has other characters than the migrated model; set corpus to the text that the legacy"
+            " model was trained on"
         )
     return continued_model(migrated, params)
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages train")
+    raise SystemExit("error: run: python -m stages train")

@@ -26,7 +26,7 @@ HERE = {
 }
 # what needs what is not here (network, machines, an hour), and a queue's workers, which test_experiments.py awaits
 NOT_HERE = r"pip install|pre-commit |python -m (venv|vllm)|\. \.venv|PET_|dvc exp run -S n_layer=6|dvc queue start|hf "
-NOT_HERE += r"|chargpt (sweep|trial)|ssh |ray |sky "
+NOT_HERE += r"|chargpt (mlflow|sweep|trial)|ssh |ray |sky "
 # run in an order of their own by test_teams.py and test_remotes.py
 ELSEWHERE = {"docs/versions.md"}
 RUN = [page for page in PAGES if blocks(page) and page not in ELSEWHERE]
@@ -102,8 +102,6 @@ def test_a_page_runs_as_printed(page: str, copy: Path) -> None:
     for command in commands if page == "MIGRATION.md" else map(here, commands):
         shell(command.replace("'MD5'", f"'{digest[1].decode()}'"), copy, **variables)
     for block in blocks(page, language="python"):
-        if "import mlflow" in block:  # which is not a dependency
-            continue
         shell(f"{sys.executable} - <<'END'\n{here(block)}\nEND", copy)
 
 

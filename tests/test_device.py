@@ -14,10 +14,8 @@ from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import Row
 from chargpt.project.params_file import load_params
-from chargpt.runtime.torchrun import place
-from chargpt.training.loop import train
-from chargpt.training.monitor import Place
-from chargpt.training.processes import World
+from chargpt.training.events import Event
+from chargpt.training.loop import Trainer
 from chargpt.training.start import new_model
 from tests.conftest import write_params
 from tests.pipeline import ROOT
@@ -81,20 +79,11 @@ def test_dtypes_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_dtype("bfloat16", old)
 
 
-def test_one_process_is_a_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "4")  # left over from a cluster's shell
-    assert place() == Place(0, 1, 0)
-    with World(torch.device("cpu"), place()) as world:
-        world.wait()
-        assert (world.rank, world.size, world.max(2), world.max(0)) == (0, 1, 2, 0)
-
-
 def curve(tmp_path: Path, **changes: object) -> list[Row]:
     params = load_params(write_params(tmp_path / "params.yaml", max_iters=30, eval_interval=30, **changes))
-    rows: list[Row] = []
-    train(new_model(params, 11), IDS[:300], IDS[300:], params, rows.append)
-    return rows
+    events: list[Event] = []
+    Trainer(new_model(params, 11), IDS[:300], IDS[300:], params, report=events.append).train()
+    return [event for event in events if isinstance(event, Row)]
 
 
 def test_bfloat16_learns_alike(tmp_path: Path) -> None:
@@ -108,14 +97,12 @@ def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", compile=True)
     code = (
         "from chargpt.runtime.exits import one_line_errors\n"
-        "from chargpt.device import pick_device\n"
-        "from chargpt.training.processes import World\n"
         "from chargpt.project.params_file import load_params\n"
-        "from chargpt.training.loop import wrap\n"
+        "from chargpt.training.loop import Trainer\n"
         "from chargpt.training.start import new_model\n"
         "params = load_params()\n"
         "with one_line_errors():\n"
-        "    wrap(new_model(params, 11), params, World(pick_device('cpu')))\n"
+        "    Trainer(new_model(params, 11), range(100), range(100), params)\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
     done = subprocess.run(

@@ -13,8 +13,8 @@ from chargpt.cli.models import read_model
 from chargpt.errors import ChargptError
 from chargpt.paths import MODEL
 from chargpt.project.outputs import refuse_own
+from chargpt.runtime.environment import limit_threads
 from chargpt.runtime.exits import import_undisturbed
-from chargpt.runtime.machine import limit_threads
 
 
 def generate(

@@ -11,8 +11,8 @@ import typer
 from chargpt.errors import ChargptError, escape
 from chargpt.paths import MODEL
 from chargpt.project.outputs import refuse_own
+from chargpt.runtime.environment import limit_threads
 from chargpt.runtime.exits import import_undisturbed
-from chargpt.runtime.machine import limit_threads
 
 
 def check() -> None:
@@ -42,7 +42,7 @@ def gate(
     max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a fraction of the old value.")] = 0.01,
 ) -> None:
     """Exit with status 1 if a metric is worse than at another revision; for continuous integration."""
-    from chargpt.project.compare import compare
+    from chargpt.project.gate import compare
 
     revision, rows = compare(against, max_regression)
     for name, before, now, worse in rows:
@@ -69,7 +69,7 @@ def report(
     """Write a page about the pipeline's model, compared with another version of it."""
     limit_threads()
     import_undisturbed("torch")
-    from chargpt.project.compare import write_report
+    from chargpt.project.report import write_report
 
     refuse_own(output)
     previous = write_report(output, against, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,9 +41,13 @@ def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
         model.train(was_training)
 
 
-def evaluate(model: GPT, ids: Ids) -> float:
-    """Mean loss in nats per character over all of `ids` but the first."""
-    return sum(nats.double().sum().item() for _, nats in character_losses(model, ids)) / (len(ids) - 1)
+def evaluate(model: GPT, ids: Ids, after_batch: Callable[[], None] = lambda: None) -> float:
+    """Mean loss in nats per character over all of `ids` but the first. after_batch: called often; may raise."""
+    total = 0.0
+    for _, nats in character_losses(model, ids):
+        total += nats.double().sum().item()
+        after_batch()
+    return total / (len(ids) - 1)
 
 
 def metrics(val_loss: float) -> dict[str, float]:

@@ -9,19 +9,14 @@ import sys
 
 from chargpt.errors import ChargptError
 from chargpt.runtime.exits import ENDING
-from chargpt.training.monitor import ALONE, Place
+from chargpt.training.events import Rank
 
 
-def place() -> Place:
-    """Which process of a training this is, from the environment variables that torchrun sets."""
-    if not launched():
-        return ALONE
-    return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-
-
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def rank() -> Rank | None:
+    """Which process of a training this is, from torchrun's environment variables; None if torchrun did not start it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return Rank(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 def launch(options: list[str], module: str, *arguments: str) -> None:
@@ -46,10 +41,10 @@ def launch(options: list[str], module: str, *arguments: str) -> None:
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        failed, failure = error.get_first_failure()
         if failure.exitcode > 0:
             sys.exit(failure.exitcode)
         name = signal.Signals(-failure.exitcode).name
         raise ChargptError(
-            f"process {rank} was ended by {name}; run again, training continues from the saved state"
+            f"rank {failed} was ended by {name}; run the same command to continue from the last checkpoint"
         ) from None

@@ -1,40 +1,40 @@
-"""The saved state of an unfinished run, and a lock that lets only one process at a time use it.
+"""Checkpoints of unfinished runs: find, lock, load, save, prune and remove them.
 
-DVC deletes the outputs of a stage before the stage runs, so the state is not an output. It lies in a directory named by
-a fingerprint of everything that determines the result. A changed parameter, input or code file therefore gives another
-directory, and training starts afresh.
+DVC deletes the outputs of a stage before it runs, so a checkpoint is not an output. It lies in a directory named by a
+fingerprint of everything that determines the result: a changed parameter, input or code file starts afresh.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import zc.lockfile
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import Tensor
 
-from chargpt.errors import ChargptError, escape
+from chargpt.errors import ChargptError
 from chargpt.tensors import open_tensors, tensor_hash, write_tensors
-from chargpt.training.monitor import SAVE_EVERY_S
+from chargpt.training.events import Log, Report, ignore
 
-LOCK_WAIT_S = 60.0  # a trainer whose DVC died needs a step or an evaluation to notice, and then saves
-ABANDONED_AFTER_S = 14 * 86400.0  # a state unused for two weeks is removed
-MAX_STATES = 20  # of several interrupted runs, the states used last are kept
+LOCK_WAIT_S = 60.0  # a trainer whose DVC died needs a step to notice, and then saves
+ABANDONED_AFTER_S = 14 * 86400.0
+MAX_CHECKPOINTS = 20  # of several interrupted runs, those used last are kept
+SAVE_EVERY_S = 15.0
 
 
-class State:
-    """The saved state of one training run: tensors and facts. It is complete or absent, and is verified when read.
+class CheckpointStore:
+    """The checkpoint of one run. It is complete or absent, and is verified when it is read.
 
-    root: directory for the states of all runs. inputs: everything that determines the result, by name; a run with other
-    inputs has another state. save_every_s: seconds between saves. fresh: ignore a saved state. say: called with each
-    line of text for the user.
+    root: directory of the checkpoints of all runs. inputs: everything that determines the result, by name; a run with
+    other inputs has another checkpoint. save_every_s: seconds between saves. fresh: ignore an existing checkpoint.
     """
 
     def __init__(
@@ -44,131 +44,120 @@ class State:
         *,
         save_every_s: float = SAVE_EVERY_S,
         fresh: bool = False,
-        say: Callable[[str], None] = lambda text: None,
+        report: Report = ignore,
     ) -> None:
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        self.inputs = dict(inputs)
         self.folder = root / fingerprint
-        self.path = self.folder / "state.safetensors"
-        self.fresh, self.say = fresh, say
-        self.save_every_s = save_every_s
-        self._next_save = time.monotonic() + self.save_every_s
+        self.path = self.folder / "checkpoint.safetensors"
+        self.save_every_s, self.fresh, self.report = save_every_s, fresh, report
+        self._next_save = time.monotonic() + save_every_s
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[State]:
-        """Lock the run for this process alone.
+    @contextmanager
+    def locked(self) -> Iterator[CheckpointStore]:
+        """Let this process alone train the run, and prune the checkpoints of other runs.
 
-        If a process of an earlier start still trains, because its DVC died, it gets LOCK_WAIT_S to save and end.
-        Raises ChargptError if it still runs then.
+        A process of an earlier start may still train, because its DVC died: it gets LOCK_WAIT_S to save and end.
+        Raises ChargptError if it still runs then, or if the file system has no locks.
         """
-        path = str(self.folder / "lock")
-        deadline, told = time.monotonic() + LOCK_WAIT_S, False
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)  # another process that finishes removes it
-            try:
-                lock = zc.lockfile.LockFile(path, content_template="{pid}")
-                break
-            except zc.lockfile.LockError:
-                if time.monotonic() > deadline:
-                    raise ChargptError(
-                        f"{path}: another process trains with the same parameters and data; wait for it or stop it"
-                    ) from None
-                if not told:
-                    self.say("waiting for another process with the same run to end")
-                    told = True
-                time.sleep(0.2)
+        lock = _lock(self.folder)
+        if lock is None:
+            self.report(Log("waiting for another process that trains the same run"))
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while lock is None:
+            if time.monotonic() > deadline:
+                raise ChargptError(
+                    f"{self.folder}: another process trains with the same parameters and data; wait for it or stop it"
+                )
+            time.sleep(0.2)
+            lock = _lock(self.folder)
         try:
-            self._tidy_up()
+            for half_written in self.folder.glob(".*.tmp"):
+                half_written.unlink()
+            self._prune()
             yield self
         finally:
-            lock.close()
+            lock.release()
 
-    def _tidy_up(self) -> None:
-        """Remove half-written files of a killed process, and old states of other runs that do not train now."""
-        for half_written in self.folder.glob(".*.tmp"):
-            half_written.unlink()
+    def _prune(self) -> None:
+        """Remove the checkpoints of other runs that nobody came back to, or that are too many."""
         used: dict[Path, float] = {}
         for other in self.folder.parent.iterdir():
-            with contextlib.suppress(OSError):  # the other run may remove its directory now
-                if other != self.folder:
-                    used[other] = other.lstat().st_mtime
+            with suppress(OSError):  # the other run may remove its directory now
+                if other != self.folder and other.is_dir() and not other.is_symlink():
+                    used[other] = other.stat().st_mtime
         latest = sorted(used, key=lambda other: used[other], reverse=True)
         for place, other in enumerate(latest):
-            if place >= MAX_STATES - 1 or used[other] < time.time() - ABANDONED_AFTER_S:
-                _remove_unlocked(other)
+            if place >= MAX_CHECKPOINTS - 1 or used[other] < time.time() - ABANDONED_AFTER_S:
+                with suppress(ChargptError):  # it may belong to another user
+                    if lock := _lock(other):  # nobody trains it
+                        shutil.rmtree(other, ignore_errors=True)
+                        lock.release()
 
     def due(self) -> bool:
         """Whether it is time to save."""
         return time.monotonic() >= self._next_save
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        """Write the state; return whether that worked.
+        """Write the checkpoint; return whether that worked.
 
-        If the disk is full, `say` reports it, the run goes on, and the state saved before remains.
+        If the disk is full, the run goes on, and the checkpoint saved before remains.
         """
-        held = {name: t.detach().cpu().numpy() for name, t in tensors.items()}
-        about = {"facts": facts, "run": self.folder.name, "inputs": self.inputs}
-        about["sha256"] = tensor_hash(held, about)
+        arrays = {name: t.detach().cpu().numpy() for name, t in tensors.items()}
+        about = {"facts": facts, "run": self.folder.name}
+        about["sha256"] = _checksum(arrays, about)
         try:
-            write_tensors(self.path, held, {"chargpt_state": json.dumps(about, sort_keys=True)})
+            write_tensors(self.path, arrays, {"checkpoint": json.dumps(about, sort_keys=True)})
             saved = True
         except OSError as error:
-            self.say(f"state not saved ({error.strerror}); the previous state is kept; free some disk space")
+            self.report(Log(f"checkpoint not saved ({error.strerror}); the previous one is kept; free some disk space"))
             saved = False
         # counted from now: after a slow save, the next one must not be due at once
         self._next_save = time.monotonic() + self.save_every_s
         return saved
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The saved tensors and facts, or None if there are none. A damaged file is reported and ignored."""
+        """The saved tensors and facts, or None if there are none. A damaged checkpoint is reported and ignored."""
         if self.fresh:
             self.path.unlink(missing_ok=True)
         if not self.path.exists():
-            if not self.fresh:
-                self._tell_of_other_code()
             return None
         try:
             file = open_tensors(self.path)
-            about = json.loads(file.metadata["chargpt_state"])
-            held = {name: array.copy() for name, array in file.arrays().items()}
+            about = json.loads(file.metadata["checkpoint"])
+            arrays = {name: array.copy() for name, array in file.arrays().items()}
             claimed = about.pop("sha256")
-            if tensor_hash(held, about) != claimed or about["run"] != self.folder.name:
-                raise ValueError("damaged, or another run's")
-            return {name: torch.from_numpy(array) for name, array in held.items()}, about["facts"]
+            if _checksum(arrays, about) != claimed or about["run"] != self.folder.name:
+                raise ValueError
+            return {name: torch.from_numpy(array) for name, array in arrays.items()}, about["facts"]
         except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
-            self.say(f"{self.path} is damaged; ignored, training starts again")
+            self.report(Log(f"{self.path} is damaged and is ignored; training starts again"))
             return None
 
-    def _tell_of_other_code(self) -> None:
-        """Say that a state of the same parameters and data is not used, because other code or torch saved it."""
-        for path in self.folder.parent.glob("*/state.safetensors"):
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
-                about = json.loads(open_tensors(path).metadata["chargpt_state"])
-                theirs, step = about.get("inputs"), int(about["facts"]["step"])
-                if theirs is None:
-                    self.say(
-                        f"{path}: saved at step {step} by an earlier version of chargpt; not used, training starts"
-                    )
-                    continue
-                other = {name for name in theirs.keys() | self.inputs if theirs.get(name) != self.inputs.get(name)}
-                if all(name == "torch" or name.endswith(".py") for name in other):
-                    names = ", ".join(escape(name, 60) for name in sorted(other)[:3])
-                    self.say(
-                        f"a state saved at step {step} is not used, because {names} changed; undo that to go on there"
-                    )
-
-    def clear(self) -> None:
-        """Remove the state, after the run is complete."""
+    def remove(self) -> None:
+        """Remove the checkpoint, its lock included, after the run is complete. Call it while the lock is held."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _remove_unlocked(folder: Path) -> None:
-    """Remove the state of a run, unless a process trains it now."""
+def _lock(folder: Path) -> FileLock | None:
+    """The lock of a run's directory, held; None if another process holds it.
+
+    Raises ChargptError if the file system has no locks.
+    """
+    lock = FileLock(folder / "lock", blocking=False, fallback_to_soft=False)
     try:
-        zc.lockfile.LockFile(str(folder / "lock")).close()
-    except zc.lockfile.LockError:
-        return
-    except OSError:  # no directory
-        with contextlib.suppress(OSError):
-            folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        return lock
+    except (Timeout, FileNotFoundError):  # FileNotFoundError: a process that finished removed the directory just now
+        return None
+    except (OSError, NotImplementedError) as error:
+        raise ChargptError(
+            f"{folder}: cannot be locked ({error}). Where the file system has no locks, as with Lustre and some NFS"
+            " mounts, clone the project on a local disk"
+        ) from None
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> str:
+    """A sha256 over the tensors, their names, shapes and dtypes, and the facts."""
+    header = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
+    return tensor_hash(arrays, {**about, "header": header})

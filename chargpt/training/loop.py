@@ -1,10 +1,9 @@
-"""The training loop: evaluate, save and update, until the last update is made. It can stop before every update."""
+"""The training loop: evaluate, save and step, until the last step is made. It can stop before every step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,195 +17,203 @@ from chargpt.evaluation.curve import Row, overfitting
 from chargpt.evaluation.loss import evaluate
 from chargpt.model.gpt import GPT
 from chargpt.text.tokens import Ids, training_batch
-from chargpt.training.checkpoint import State
-from chargpt.training.monitor import Monitor, Stopped
-from chargpt.training.processes import World
-from chargpt.training.run import Run
-from chargpt.training.schedule import Schedule, make_schedule
+from chargpt.training.checkpoint import CheckpointStore
+from chargpt.training.events import Event, Log, Report, ShouldStop, Started, Stepped, Stopped, ignore, never
+from chargpt.training.processes import ProcessGroup
+from chargpt.training.schedule import make_schedule
+from chargpt.training.state import TrainState
 
 if TYPE_CHECKING:
     from chargpt.params import Params
 
-SAVE, STOP = 1, 2  # what a process may request before an update
+SAVE, STOP = 1, 2  # what a process may request before a step
 
 
-@dataclass(frozen=True)
-class Task:
-    """What stays the same while a model is trained.
+class Trainer:
+    """Trains a model for `max_iters` steps or `max_epochs` epochs, whichever ends first.
 
-    net: computes logits; the result of `wrap`. dtype: number format of matrix products.
-    """
-
-    net: Callable[[Tensor], Tensor]
-    train_ids: Ids
-    val_ids: Ids
-    params: Params
-    world: World
-    dtype: torch.dtype
-    schedule: Schedule
-
-
-def train(
-    model: GPT,
-    train_ids: Ids,
-    val_ids: Ids,
-    params: Params,
-    on_row: Callable[[Row], None],
-    *,
-    state: State | None = None,
-    world: World | None = None,
-    monitor: Monitor | None = None,
-) -> GPT:
-    """Train with `max_iters` updates or for `max_epochs` epochs, whichever ends first.
-
-    Returns the model with the weights of its lowest validation loss. train_ids, val_ids: 1-D unsigned. on_row: called
-    with each point of the training curve: before the first update, every eval_interval updates and after the last
-    update. A continued run first calls it with the earlier points. state: where to save, and to continue from. world:
-    the processes that train together. monitor: watches the run and may stop it. The same arguments on the same machine
-    give the same bytes, whether the run was interrupted or not.
+    train_ids, val_ids: (N,) unsigned. report: called on rank 0 with what happens; each row of the curve is reported
+    once, rows of an earlier start with `Started`. should_stop: asked before every step and between the batches of an
+    evaluation. store: where to save, and to continue from. group: the processes that train together.
+    The same arguments on the same machine give the same weights on a CPU, whether the run was interrupted or not.
     Raises ChargptError if the text is too short for block_size, if the processes cannot share the batch evenly, or if
-    a loss is not finite. Raises Stopped, after saving the state, if the monitor stops the run.
+    torch cannot compile the model.
     """
-    world = world or World(pick_device(params.device))
-    check_sizes(train_ids, params, world)
-    dtype = pick_dtype(params.dtype, world.device)
-    run = Run(model.to(world.device).train(), params, dtype)
-    saved = state.load() if state else None
-    if saved:
-        run.restore(*saved, world.rank)
-    schedule = make_schedule(params, len(train_ids))
-    task = Task(wrap(model, params, world), train_ids, val_ids, params, world, dtype, schedule)
-    monitor = monitor or Monitor()
-    teller, on_row = (monitor, on_row) if world.rank == 0 else (Monitor(), lambda row: None)  # only one process reports
-    for row in run.rows:
-        on_row(row)
-    with monitor:
-        teller.started(run.step, schedule.max_iters)
+
+    def __init__(
+        self,
+        model: GPT,
+        train_ids: Ids,
+        val_ids: Ids,
+        params: Params,
+        *,
+        report: Report = ignore,
+        should_stop: ShouldStop = never,
+        store: CheckpointStore | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.params, self.train_ids, self.val_ids = params, train_ids, val_ids
+        self.should_stop, self.store = should_stop, store
+        self.group = group or ProcessGroup(pick_device(params.device))
+        self._report = report
+        check_sizes(train_ids, params, self.group)
+        self.dtype = pick_dtype(params.dtype, self.group.device)
+        self.schedule = make_schedule(params, len(train_ids))
+        self.model = model.to(self.group.device).train()
+        self.state = TrainState(self.model, params, self.dtype)
+        self.continued = self.restore()
+        self.net = self.wrap()
+
+    def train(self) -> GPT:
+        """Run every step that is left. Returns the model with the weights of its lowest validation loss.
+
+        Raises ChargptError if a loss is not finite, and Stopped, after saving, if `should_stop` returns a reason.
+        """
+        state, schedule, params = self.state, self.schedule, self.params
+        self.report(Started(state.step, schedule.max_iters, tuple(state.rows)))
         if schedule.max_iters < params.max_iters:
-            updates = f"{params.max_epochs} epochs of this text are {schedule.max_iters} updates"
-            teller.say(f"{updates}, fewer than max_iters={params.max_iters}; a higher max_epochs trains longer")
-        if saved:
-            teller.say(f"continuing at step {run.step}")
+            self.log(
+                f"{params.max_epochs} epochs of this text are {schedule.max_iters} steps, fewer than"
+                f" max_iters={params.max_iters}; to train longer, raise max_epochs"
+            )
+        if self.continued:
+            self.log(f"continuing at step {state.step}")
         while True:
-            if evaluation_is_due(run, schedule):
-                row = add_row(run, task)
-                on_row(row)
-                teller.evaluated(row)
-            save_or_stop(run, world, state, monitor, teller)
-            if run.step == schedule.max_iters:
+            self.evaluate()
+            self.save_or_stop()
+            if state.step == schedule.max_iters:
                 break
-            update(run, task)
-            teller.stepped(run.losses)
-        teller.say(f"done; the weights of the lowest validation loss, {run.best_loss:.4f}, are kept")
-        if hint := overfitting(run.rows):
-            teller.say(hint)
-    model.load_state_dict(run.best)
-    return model.eval()
+            loss = self.loss(state.step)
+            loss.backward()
+            if params.grad_clip:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), params.grad_clip)
+            for optimizer in state.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = params.lr * schedule.rate_factor(state.step)
+                optimizer.step()
+                optimizer.zero_grad()
+            state.step += 1
+            state.losses.append(loss.detach())
+            self.report(Stepped(state.step, state.losses[-1]))
+        self.log(f"done; the weights of the lowest validation loss, {state.best_loss:.4f}, are kept")
+        if hint := overfitting(state.rows):
+            self.log(hint)
+        self.model.load_state_dict(state.best)
+        return self.model.eval()
+
+    def loss(self, step: int) -> Tensor:
+        """Mean loss, in nats per character, over this process's share of the batch of a step; a scalar tensor."""
+        params, group = self.params, self.group
+        batch = training_batch(self.train_ids, params.block_size, params.batch_size, params.seed, step)
+        share = params.batch_size // group.size
+        mine = slice(group.rank * share, (group.rank + 1) * share)
+        idx, targets = (torch.from_numpy(part[mine]).to(group.device) for part in batch)
+        if params.dropout:
+            seed = (params.seed * 1_000_003 + step) * group.size + group.rank
+            # on a CPU not by torch.manual_seed, which takes a millisecond to reach the devices that are not there
+            (torch.default_generator if group.device.type == "cpu" else torch).manual_seed(seed % 2**63)
+        with self.autocast():
+            logits = self.net(idx)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def evaluate(self) -> None:
+        """Add a row to the curve where the schedule says so. A stop abandons it; the next start evaluates again."""
+        state, params = self.state, self.params
+        if not self.schedule.evaluates(state.step) or (state.rows and state.rows[-1].step == state.step):
+            return
+        try:
+            val_loss = evaluate(self.model, self.val_ids, self.raise_if_stopped)
+            abandoned = 0
+        except Stopped:
+            val_loss, abandoned = math.nan, 1
+        if self.group.max(abandoned):
+            return
+        losses = state.losses or [self.loss(state.step).detach()]  # before the first step: the loss of its batch
+        train_loss = self.group.mean(torch.stack(losses).mean()).item()
+        row = Row(state.step, train_loss, val_loss, params.lr * self.schedule.rate_factor(state.step))
+        if not math.isfinite(train_loss + val_loss):
+            raise ChargptError(
+                f"step {row.step}: training loss {train_loss}, validation loss {val_loss}: training diverged, no model"
+                f" was written; lower the rate (-S lr={params.lr / 3:.2g}), or try more warmup_iters or grad_clip=1.0"
+            )
+        state.add_row(row)
+        self.report(row)
+
+    def save_or_stop(self) -> None:
+        """Save a checkpoint if that is due. If any process is to stop, save one and raise Stopped."""
+        stop = self.should_stop()
+        due = self.store is not None and self.group.rank == 0 and self.store.due()
+        action = self.group.max(STOP if stop else SAVE if due else 0)
+        saved = False
+        if self.store and action:
+            losses = torch.stack(self.state.losses) if self.state.losses else torch.zeros(0, device=self.group.device)
+            losses = self.group.gather(losses)
+            if self.group.rank == 0:
+                saved = self.store.save(self.state.tensors() | {"losses": losses}, self.state.facts())
+        if action == STOP:
+            stop = stop or Stopped("another process stopped")
+            where = f"saved at step {self.state.step}" if saved else "not saved"
+            self.log(f"stopped ({stop.reason}); {where}. Run the same command to continue.")
+            raise stop
+
+    def restore(self) -> bool:
+        """Continue from rank 0's checkpoint, if there is one; return whether there is."""
+        saved = self.store.load() if self.store and self.group.rank == 0 else None
+        saved = self.group.broadcast(saved)
+        if saved:
+            tensors, facts = saved
+            self.state.restore(tensors, facts, tensors.pop("losses")[self.group.rank])
+        return saved is not None
+
+    def wrap(self) -> Callable[[Tensor], Tensor]:
+        """The model in the form that training calls: gradients averaged over the processes, compiled if asked for.
+
+        Raises ChargptError if torch cannot compile on this machine.
+        """
+        net: torch.nn.Module = self.model
+        if self.group.size > 1:
+            net = DistributedDataParallel(net)
+        if not self.params.compile:
+            return net
+        net = torch.compile(net)  # type: ignore[assignment]
+        shape = (self.params.batch_size // self.group.size, self.params.block_size)
+        try:  # with the shape and the dtype of every step: otherwise the first step would compile again
+            with self.autocast():
+                net(torch.zeros(shape, dtype=torch.int64, device=self.group.device)).sum().backward()
+            self.model.zero_grad()
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise ChargptError(f"compile: true does not work here ({reason}); use -S compile=false") from None
+        return net
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in the training dtype."""
+        return torch.autocast(self.group.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def raise_if_stopped(self) -> None:
+        """Raise Stopped if the run is to stop."""
+        if stop := self.should_stop():
+            raise stop
+
+    def report(self, event: Event) -> None:
+        """Report an event, on rank 0 only."""
+        if self.group.rank == 0:
+            self._report(event)
+
+    def log(self, text: str) -> None:
+        """Report a line of text."""
+        self.report(Log(text))
 
 
-def update(run: Run, task: Task) -> None:
-    """Update every weight once: batch and forward, backward, clip, update."""
-    loss = batch_loss(run.step, task)
-    loss.backward()
-    run.losses.append(loss.detach())
-    if task.params.grad_clip:
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), task.params.grad_clip)
-    for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = task.params.lr * task.schedule.rate_factor(run.step)
-        optimizer.step()
-        optimizer.zero_grad()
-    run.step += 1
-
-
-def batch_loss(step: int, task: Task) -> Tensor:
-    """Mean loss, in nats per character, over this process's share of the batch for update `step`; a scalar tensor."""
-    params, world = task.params, task.world
-    batch = training_batch(task.train_ids, params.block_size, params.batch_size, params.seed, step)
-    share = params.batch_size // world.size
-    mine = slice(world.rank * share, (world.rank + 1) * share)
-    idx, targets = (torch.from_numpy(part[mine]).to(world.device) for part in batch)
-    if params.dropout:
-        seed = (params.seed * 1_000_003 + step) * world.size + world.rank
-        # on a CPU not by torch.manual_seed, which takes a millisecond to tell the devices that are not there
-        (torch.default_generator if world.device.type == "cpu" else torch).manual_seed(seed % 2**63)
-    with torch.autocast(world.device.type, task.dtype, enabled=task.dtype != torch.float32):
-        logits = task.net(idx)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def evaluation_is_due(run: Run, schedule: Schedule) -> bool:
-    """Whether to evaluate now. A run that continues at such a step does not evaluate again."""
-    return schedule.evaluates(run.step) and (not run.rows or run.rows[-1].step < run.step)
-
-
-def add_row(run: Run, task: Task) -> Row:
-    """Evaluate the model, add a row to the curve and return it. Raises ChargptError if a loss is not finite."""
-    losses = run.losses or [batch_loss(run.step, task).detach()]  # before the first update: the loss of its batch
-    train_loss = task.world.mean(torch.stack(losses).mean()).item()
-    lr = task.params.lr * task.schedule.rate_factor(run.step)
-    row = Row(run.step, train_loss, evaluate(run.model, task.val_ids), lr)
-    check_finite(row, task.params)
-    run.rows.append(row)
-    run.losses.clear()
-    run.keep_if_best(row.val_loss)
-    return row
-
-
-def save_or_stop(run: Run, world: World, state: State | None, monitor: Monitor, teller: Monitor) -> None:
-    """Save the state if that is due. If any process is asked to stop, save the state and raise Stopped."""
-    reason = monitor.stop_reason()
-    due = state is not None and world.rank == 0 and state.due()
-    action = world.max(STOP if reason else SAVE if due else 0)
-    saved = False
-    if state and action:
-        tensors = run.tensors(world)
-        saved = world.rank == 0 and state.save(tensors, run.facts())
-    if action == STOP:
-        where = f"saved at step {run.step}" if saved else "not saved"
-        teller.say(f"stopped ({reason or 'another process'}); {where}, run again to go on")
-        raise Stopped
-
-
-def check_sizes(train_ids: Ids, params: Params, world: World) -> None:
+def check_sizes(train_ids: Ids, params: Params, group: ProcessGroup) -> None:
     """Raise ChargptError if the text is too short, or if the processes cannot share the batch evenly."""
     if len(train_ids) <= params.block_size:
         raise ChargptError(
             f"the text has {len(train_ids)} characters to train on; block_size={params.block_size} needs at least"
             f" {params.block_size + 1}: use a longer text or -S block_size={max(1, len(train_ids) // 2)}"
         )
-    if params.batch_size % world.size:
+    if params.batch_size % group.size:
         raise ChargptError(
-            f"batch_size={params.batch_size} cannot be shared evenly by {world.size} processes;"
-            f" try -S batch_size={math.ceil(params.batch_size / world.size) * world.size}"
+            f"batch_size={params.batch_size} cannot be shared evenly by {group.size} processes;"
+            f" try -S batch_size={math.ceil(params.batch_size / group.size) * group.size}"
         )
-
-
-def check_finite(row: Row, params: Params) -> None:
-    """Raise ChargptError if a loss is not a finite number."""
-    if not math.isfinite(row.train_loss + row.val_loss):
-        raise ChargptError(
-            f"step {row.step}: training loss {row.train_loss}, validation loss {row.val_loss}: training diverged, no"
-            f" model was written; try a lower rate (-S lr={params.lr / 3:.2g}), more warmup_iters or grad_clip: 1.0"
-        )
-
-
-def wrap(model: GPT, params: Params, world: World) -> Callable[[Tensor], Tensor]:
-    """The model in the form that training calls.
-
-    With several processes, it averages their gradients. If `compile` is true, torch compiles it.
-    Raises ChargptError if torch cannot compile on this machine.
-    """
-    net: torch.nn.Module = model
-    if world.size > 1:
-        net = DistributedDataParallel(net)
-    if not params.compile:
-        return net
-    net = torch.compile(net)  # type: ignore[assignment]
-    try:  # a missing compiler is noticed only at the first call
-        net(torch.zeros(1, params.block_size, dtype=torch.int64, device=world.device)).sum().backward()
-        model.zero_grad()
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ChargptError(f"compile: true does not work here ({reason}); use -S compile=false") from None
-    return net

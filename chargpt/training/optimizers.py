@@ -6,11 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from chargpt.model.gpt import GPT
 
@@ -22,76 +21,16 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 
 
-class Optimizer:
-    """Groups of parameters with the values for each, and what is remembered of every parameter between updates.
-
-    torch.optim.Optimizer has the same attributes, but imports torch's compiler, which takes a second at each start.
-    """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], **values: Any) -> None:
-        self.param_groups: list[dict[str, Any]] = [values | group for group in groups]
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
-
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
-        raise NotImplementedError
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad = None
-
-
-class AdamW(Optimizer):
-    """Steps of even size for every number, from averages of its gradient and of the gradient's square.
-
-    groups: each with "params" and "weight_decay", which is decoupled from the gradient.
-    Source: Loshchilov and Hutter 2019; the loop is torch's.
-    """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(groups, lr=lr, betas=betas)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
-        for group in self.param_groups:
-            ps = group["params"]
-            for p in ps:
-                if not self.state[p]:
-                    step = torch.zeros((), device=p.device)
-                    self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            exp_avgs, exp_avg_sqs, steps = (
-                [self.state[p][key] for p in ps] for key in ("exp_avg", "exp_avg_sq", "step")
-            )
-            beta1, beta2 = group["betas"]
-            adamw(
-                ps,
-                [p.grad for p in ps],
-                exp_avgs,
-                exp_avg_sqs,
-                [],
-                steps,
-                fused=True,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=1e-8,
-                maximize=False,
-            )
-
-
-class Muon(Optimizer):
+class Muon(torch.optim.Optimizer):
     """Gradient descent with momentum that makes the update of each matrix orthogonal.
 
     An orthogonal update has the same size in all directions of the matrix, so no direction learns at the expense of
-    another. matrices: 2-D parameters. weight_decay: decoupled from the gradient. dtype: number format of the
-    orthogonalisation. Matrices of the same shape are orthogonalised in one batch, which on a CPU is many times faster
-    than one after the other. The factor 0.2 sqrt(max(rows, columns)) gives the update the size of AdamW's, so that the
-    same learning rate suits both.
+    another. matrices: 2-D parameters. weight_decay: decoupled from the gradient. dtype: of the orthogonalisation.
+    Matrices of the same shape are orthogonalised in one batch, which on a CPU is many times faster than one after the
+    other. The factor 0.2 sqrt(max(rows, columns)) gives the update the size of AdamW's, so that one learning rate suits
+    both.
+    torch.optim.Muon exists. This one orthogonalises in batches, keeps float32 on CPUs without bfloat16, and treats the
+    queries, keys and values of c_attn as three matrices.
     Source: Jordan et al. 2024 (Muon), Liu et al. 2025 (scale and weight decay).
     """
 
@@ -103,11 +42,11 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__([{"params": list(matrices)}], lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Update every matrix from its gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -173,11 +112,11 @@ def _product_of_polynomials(A: Tensor) -> Tensor:
     return reduce(torch.matmul, reversed(factors))
 
 
-def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> Sequence[Optimizer]:
+def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> Sequence[torch.optim.Optimizer]:
     """The optimizers that params.optimizer asks for: [Muon, AdamW] or [AdamW].
 
-    Both use the same learning rate, because Muon scales its update to the size of AdamW's. dtype: number format of
-    Muon's matrix products; the weights and the averages of gradients stay float32.
+    Both use the same learning rate, because Muon scales its update to the size of AdamW's. dtype: of Muon's
+    matrix products; the weights and the averages of gradients stay float32.
     Weight decay applies to matrices only: embeddings, biases and norms are not decayed.
     """
     hidden = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("h.")]
@@ -189,5 +128,5 @@ def make_optimizers(model: GPT, params: Params, dtype: torch.dtype) -> Sequence[
         {"params": head if muon else hidden + head, "weight_decay": params.weight_decay},
         {"params": embeddings + vectors, "weight_decay": 0.0},
     ]
-    others = AdamW(groups, params.lr, (params.beta1, params.beta2))
+    others = torch.optim.AdamW(groups, params.lr, (params.beta1, params.beta2), fused=True)
     return [Muon(hidden, params.lr, params.momentum, params.weight_decay, dtype), others] if muon else [others]

@@ -19,7 +19,7 @@ from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.project.params_file import load_params
 from chargpt.text.vocab import Vocab
-from chargpt.training.loop import train
+from chargpt.training.loop import Trainer
 from chargpt.training.start import new_model
 from tests.conftest import choose, model_file, random_model, write_params
 
@@ -247,7 +247,7 @@ def test_an_eighth_of_the_context_costs_no_quality(tmp_path: Path) -> None:
     ids = np.frombuffer(" ".join(rng.choice(words, 6000)).encode(), np.uint8) % 32
     sizes = {"n_embd": 32, "block_size": 32, "batch_size": 16, "max_iters": 300, "eval_interval": 300, "lr": 0.02}
     params = load_params(write_params(tmp_path / "params.yaml", **sizes))
-    model = train(new_model(params, 32), ids[:-4000], ids[-4000:], params, lambda _: None)
+    model = Trainer(new_model(params, 32), ids[:-4000], ids[-4000:], params).train()
     text = torch.from_numpy(ids[-4000:].astype(np.int64))
 
     @torch.no_grad()

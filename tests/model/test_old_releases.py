@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from chargpt.errors import ChargptError
 from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.file import load_model, read_model
 from chargpt.project.params_file import load_params
-from chargpt.training.checkpoint import State
 from tests.conftest import environment_of
 from tests.pipeline import ROOT
 
@@ -33,17 +31,6 @@ def test_a_model_file() -> None:
         logits[:5].detach(), torch.tensor([-0.6032941, 3.2094593, -0.869508, -1.3818066, -0.8693285]), atol=1e-5, rtol=0
     )
     assert read_model(OLD / "model.safetensors").params["lr"] == 0.02
-
-
-def test_a_saved_state(tmp_path: Path) -> None:
-    """Other code would continue it to another result: it is left alone, and the user told."""
-    (tmp_path / "6bc74b447b8fb73a").mkdir()
-    path = Path(shutil.copy(OLD / "state.safetensors", tmp_path / "6bc74b447b8fb73a"))
-    said: list[str] = []
-    with State(tmp_path, {"parameter lr": "0.02"}, say=said.append).locked() as state:
-        assert state.load() is None
-    assert said == [f"{path}: saved at step 86 by an earlier version of chargpt; not used, training starts"]
-    assert path.exists()
 
 
 def test_parameters() -> None:

@@ -1,12 +1,14 @@
-"""The house: which ring may import which, what dvc.yaml names, and what makes a model again."""
+"""What dvc.yaml names as deps, and what trains again."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grimp
@@ -14,11 +16,12 @@ import pytest
 
 from chargpt.project.check import changed_stages
 from chargpt.project.params_file import load_params
+from chargpt.runtime.exits import ENDING
 from stages.__main__ import run as run_stage
 from tests.conftest import Run, undo
-from tests.faults import STAGES
-from tests.faults import outputs as outputs_of
 from tests.pipeline import ROOT, Recorder
+from tests.stages.test_faults import STAGES
+from tests.stages.test_faults import outputs as outputs_of
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -45,7 +48,7 @@ def test_the_root_packages_import_nothing() -> None:
 
 def test_the_runner_loads_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys, stages.__main__, chargpt.runtime.machine, chargpt.runtime.progress, chargpt.runtime.torchrun;"
+        "import sys, stages.__main__, chargpt.runtime.environment, chargpt.runtime.progress, chargpt.runtime.torchrun;"
         "import chargpt.project.params_file as p, chargpt.project.git as g; p.load_params(); g.refuse_untracked_code();"
         "sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
     )
@@ -53,12 +56,15 @@ def test_the_runner_loads_neither_torch_nor_numpy() -> None:
 
 
 @pytest.fixture
-def inside(repo: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+def inside(repo: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """This process in the copied project, with its DVC directories."""
     monkeypatch.chdir(repo)
     for name in ("DVC_SITE_CACHE_DIR", "DVC_NO_ANALYTICS"):
         monkeypatch.setenv(name, environment[name])
-    return repo
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    yield repo
+    for number, handler in handlers.items():  # the runner keeps its own until the process ends
+        signal.signal(number, handler)
 
 
 OUTSIDE = ["chargpt/project/check.py", "chargpt/cli/project.py", "README.md", "chargpt/params.py", "stages/__main__.py"]

@@ -29,6 +29,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     for name in ("chargpt", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "mine.txt").write_text(TEXT)
     write_params(folder / "params.yaml", corpus="mine.txt", max_iters=60, eval_interval=20, dtype="float32")
     subprocess.run([sys.executable, "-m", "stages", "prepare"], cwd=folder, check=True, capture_output=True)
@@ -53,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def wait_for_saves(folder: Path) -> None:
     """Until the run that was started last has saved its state."""
     since, deadline = time.time(), time.monotonic() + 60
-    while not any(p.stat().st_mtime > since for p in (folder / ".dvc/tmp/chargpt").glob("*/state.safetensors")):
+    while not any(p.stat().st_mtime > since for p in (folder / ".dvc/tmp/chargpt").glob("*/checkpoint.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -81,17 +82,26 @@ def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) ->
 
 
 def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path) -> None:
-    """As the two commands in docs/scaling.md start them, each in a copy of its own."""
+    """As the two commands in docs/scaling.md start them, each in a copy of its own; interrupted, and started again.
+
+    Only the first machine has the checkpoint.
+    """
     shutil.copytree(prepared, tmp_path / "second", ignore=shutil.ignore_patterns("metrics", ".dvc"))
-    port = str(free_ports(1)[0])
-    meet = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
-    launch = "torchrun --nproc-per-node 1"
-    first, second = (
-        start(folder, launch, PET_NODE_RANK=rank, **meet)
-        for folder, rank in ((prepared, "0"), (tmp_path / "second", "1"))
-    )
-    for status, errors in (finish(first), finish(second)):
-        assert status == 0, errors
+
+    def both() -> list[subprocess.Popen[str]]:
+        port = str(free_ports(1)[0])
+        meet = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+        launch = "torchrun --nproc-per-node 1"
+        folders = ((prepared, "0"), (tmp_path / "second", "1"))
+        return [start(folder, launch, PET_NODE_RANK=rank, **meet) for folder, rank in folders]
+
+    processes = both()
+    wait_for_saves(prepared)
+    processes[0].send_signal(signal.SIGTERM)
+    assert all(finish(process)[0] != 0 for process in processes)
+    (first, errors), (second, others) = map(finish, both())
+    assert (first, second) == (0, 0), errors + others
+    assert "continuing at step" in errors and "train: " not in others
     for ours, theirs in zip(curve(prepared), single, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert not (tmp_path / "second/metrics").exists(), "the first machine writes"
@@ -103,7 +113,7 @@ def test_an_uneven_batch_is_refused(prepared: Path) -> None:
     status, errors = finish(start(prepared, TWO))
     (prepared / "params.yaml").write_text(text)
     assert status != 0
-    assert "error: batch_size=5 cannot be shared evenly by 2 processes; try -S batch_size=6" in errors
+    assert errors.count("error: batch_size=5 cannot be shared evenly by 2 processes; try -S batch_size=6") == 1
     assert "Traceback" not in errors
 
 
@@ -123,7 +133,7 @@ def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single:
     status, errors = finish(process)
     assert status != 0
     assert errors.endswith(
-        "error: process 1 was ended by SIGKILL; run again, training continues from the saved state\n"
+        "error: rank 1 was ended by SIGKILL; run the same command to continue from the last checkpoint\n"
     ), errors
     assert "Traceback" not in errors
     for number in (signal.SIGINT, signal.SIGHUP):

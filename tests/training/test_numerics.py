@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import ChargptError
-from chargpt.evaluation.curve import Row
 from chargpt.evaluation.loss import evaluate, metrics
 from chargpt.legacy.directory import read_legacy
 from chargpt.legacy.migration import migrate
@@ -22,11 +21,11 @@ from chargpt.model.file import load_model, save_model
 from chargpt.model.gpt import GPT
 from chargpt.project.params_file import load_params
 from chargpt.text.tokens import split_sizes
-from chargpt.training.loop import train
+from chargpt.training.loop import Trainer
 from chargpt.training.start import new_model
 from tests.conftest import choose, random_model, write_params
 from tests.legacy.test_migration import VOCAB, legacy_model, save
-from tests.training.test_loop import TRAIN, VAL
+from tests.training.test_loop import TRAIN, VAL, Listener
 
 STAGES = ("prepare", "train", "evaluate", "sample", "export")
 
@@ -126,7 +125,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, change: object, loss: str) -> 
     model = new_model(params, 11)
     change(model)  # type: ignore[operator]
     with pytest.raises(ChargptError, match=rf"step 0: training loss .*{loss}.*: training diverged, no model was writ"):
-        train(model, TRAIN, VAL, params, lambda row: None)
+        Trainer(model, TRAIN, VAL, params).train()
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -137,15 +136,15 @@ def test_exploding_gradients(tmp_path: Path, optimizer: str, grad_clip: float) -
     params = load_params(write_params(tmp_path / "params.yaml", max_iters=30, eval_interval=1, **changes))
     model = new_model(params, 11)
     model.lm_head.weight.data *= 1e20
-    rows: list[Row] = []
+    listener = Listener()
     try:
-        model = train(model, TRAIN, VAL, params, rows.append)
+        model = Trainer(model, TRAIN, VAL, params, report=listener).train()
     except ChargptError as error:
-        assert "training diverged, no model was written; try a lower rate (-S lr=3.3)" in str(error)
+        assert "training diverged, no model was written; lower the rate (-S lr=3.3)" in str(error)
     else:
         assert all(p.isfinite().all() for p in model.parameters())
-        assert evaluate(model, VAL) == min(row.val_loss for row in rows)
-    assert rows[0].val_loss > 1e15
+        assert evaluate(model, VAL) == min(row.val_loss for row in listener.rows)
+    assert listener.rows[0].val_loss > 1e15
 
 
 def test_a_diverging_run_leaves_no_model(folder: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -9,36 +8,11 @@ from torch import nn
 
 from chargpt.project.params_file import load_params
 from chargpt.training import optimizers
-from chargpt.training.optimizers import AdamW, Muon, make_optimizers, orthogonalize
+from chargpt.training.optimizers import Muon, make_optimizers, orthogonalize
 from chargpt.training.start import new_model
 from tests.conftest import write_params
 
 MATRICES = {f"h.0.{m}.weight" for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
-
-
-def test_adamw_is_torchs() -> None:
-    """The same bits after each update, with a rate that changes, and two groups."""
-    torch.manual_seed(0)
-    start = [torch.randn(6, 8), torch.randn(8), torch.randn(3, 3)]
-    ours, theirs = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
-
-    def groups(ps: list[nn.Parameter]) -> list[dict[str, Any]]:
-        return [{"params": ps[:1], "weight_decay": 0.3}, {"params": ps[1:], "weight_decay": 0.0}]
-
-    optimizer = AdamW(groups(ours), 0.1, (0.8, 0.9))
-    peer = torch.optim.AdamW(groups(theirs), lr=0.1, betas=(0.8, 0.9), fused=True)
-    for update in range(5):
-        for p, q in zip(ours, theirs, strict=True):
-            p.grad = torch.randn(p.shape)
-            q.grad = p.grad.clone()
-        for group in (*optimizer.param_groups, *peer.param_groups):
-            group["lr"] = 0.1 / (1 + update)
-        optimizer.step()
-        peer.step()
-        for p, q in zip(ours, theirs, strict=True):
-            assert torch.equal(p, q)
-    optimizer.zero_grad()
-    assert all(p.grad is None for p in ours)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 32, 8), (2, 8, 32)])
@@ -160,7 +134,7 @@ def test_orthogonalize_at_the_limits_of_floats(scale: float) -> None:
     assert orthogonalize(torch.zeros(1, 4, 4)).abs().max() == 0
 
 
-def test_orthogonalising_happens_in_the_number_format_and_updates_do_not() -> None:
+def test_orthogonalising_happens_in_the_dtype_and_updates_in_float32() -> None:
     torch.manual_seed(0)
     weights = []
     for dtype in (torch.float32, torch.bfloat16):

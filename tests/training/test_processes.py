@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import pytest
 import torch
 
 from chargpt.errors import ChargptError
-from chargpt.training import processes as world_module
-from chargpt.training.monitor import Place, Stopped
-from chargpt.training.processes import World
+from chargpt.training import processes
+from chargpt.training.events import Rank, Stopped
+from chargpt.training.processes import ProcessGroup
 from tests.conftest import free_ports
 from tests.pipeline import ROOT
 
@@ -25,28 +26,31 @@ import json, sys, time
 import torch
 import torch.distributed as dist
 from chargpt.errors import ChargptError
-from chargpt.training.monitor import Place, Stopped
-from chargpt.training.processes import World
+from chargpt.training.events import Rank, Stopped
+from chargpt.training.processes import ProcessGroup
 
 rank = int(sys.argv[1])
 seen = {}
-with World(torch.device("cpu"), Place(rank, 2, rank)) as world:
+with ProcessGroup(torch.device("cpu"), Rank(rank, 2, rank)) as group:
     seen["backend"] = dist.get_backend()
-    seen["max"] = [world.max(value) for value in (rank, 1 - rank, 7)]
-    seen["mean"] = world.mean(torch.tensor([1.0, 10.0 * rank])).tolist()
-    seen["gather"] = world.gather(torch.tensor([rank, 5])).tolist()
+    seen["max"] = [group.max(value) for value in (rank, 1 - rank, 7)]
+    seen["mean"] = group.mean(torch.tensor([1.0, 10.0 * rank])).tolist()
+    checkpoint = ({"x": torch.arange(6.0).view(2, 3), "y": torch.tensor(2.0)}, {"rows": [[1, float("inf")]]})
+    tensors, facts = group.broadcast(checkpoint if rank == 0 else None)
+    seen["broadcast"] = [tensors["x"].tolist(), tensors["y"].item(), facts, group.broadcast(None)]
+    seen["gather"] = group.gather(torch.tensor([rank, 5])).tolist()
     time.sleep(0.5 * rank)
     arrived = time.time()
-    world.wait()
+    group.wait()
     seen["waited for the other"] = [arrived, time.time()]
 seen["after the end"] = dist.is_initialized()
 try:
-    with World(torch.device("cpu"), Place(rank, 2, rank)):
-        raise Stopped
+    with ProcessGroup(torch.device("cpu"), Rank(rank, 2, rank)):
+        raise Stopped("enough")
 except Stopped:
     seen["after a stop"] = dist.is_initialized()
 try:
-    with World(torch.device("cpu"), Place(rank, 2, rank)):
+    with ProcessGroup(torch.device("cpu"), Rank(rank, 2, rank)):
         raise ChargptError("a")
 except ChargptError:
     seen["after an error"] = dist.is_initialized()
@@ -75,19 +79,21 @@ def test_two_processes() -> None:
         assert mine["backend"] == "gloo"
         assert mine["max"] == [1, 1, 7]
         assert mine["mean"] == [1.0, 5.0]
+        assert mine["broadcast"] == [[[0, 1, 2], [3, 4, 5]], 2, {"rows": [[1, math.inf]]}, None]
         assert mine["gather"] == [[0, 5], [1, 5]]
         assert mine["waited for the other"][1] >= seen[1 - rank]["waited for the other"][0]
         assert (mine["after the end"], mine["after a stop"], mine["after an error"]) == (False, False, True)
 
 
-def test_one_process_needs_no_others() -> None:
-    with World(CPU) as world:
-        world.wait()
-        assert (world.rank, world.size, world.device) == (0, 1, CPU)
-        assert (world.max(3), world.mean(torch.tensor(2.0)).item()) == (3, 2.0)
-        assert world.gather(torch.tensor([1, 2])).tolist() == [[1, 2]]
+def test_one_process_is_a_group() -> None:
+    with ProcessGroup(CPU) as group:
+        group.wait()
+        assert (group.rank, group.size, group.device) == (0, 1, CPU)
+        assert (group.max(3), group.mean(torch.tensor(2.0)).item()) == (3, 2.0)
+        assert group.gather(torch.tensor([1, 2])).tolist() == [[1, 2]]
+        assert group.broadcast(({}, {"a": 1})) == ({}, {"a": 1})
     assert not torch.distributed.is_initialized()
-    with pytest.raises(RuntimeError, match="gloo"), world:
+    with pytest.raises(RuntimeError, match="gloo"), group:
         raise RuntimeError("gloo")
 
 
@@ -107,13 +113,13 @@ class Groups:
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
     noted = Groups()
-    monkeypatch.setattr(world_module, "dist", noted)
+    monkeypatch.setattr(processes, "dist", noted)
     return noted
 
 
-@pytest.mark.parametrize("error", [ChargptError("a"), Stopped(), RuntimeError("a"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ChargptError("a"), Stopped("enough"), RuntimeError("a"), KeyboardInterrupt()])
 def test_errors_pass_through(groups: Groups, error: BaseException) -> None:
-    with pytest.raises(type(error)) as raised, World(CPU, Place(0, 2)):
+    with pytest.raises(type(error)) as raised, ProcessGroup(CPU, Rank(0, 2)):
         raise error
     assert raised.value is error
 
@@ -122,10 +128,12 @@ def test_errors_pass_through(groups: Groups, error: BaseException) -> None:
     "words", ["[gloo] Timed out", "NCCL error", "Connection closed by peer", "connection reset", "Broken pipe"]
 )
 def test_lost_processes_are_one_line(groups: Groups, words: str) -> None:
-    message = r"^process 1: lost the other processes of this training; run again, training continues from the saved"
-    with pytest.raises(ChargptError, match=message), World(CPU, Place(1, 2)):
+    message = (
+        "^rank 1: lost the other processes of this training; run the same command to continue from the last checkpoint"
+    )
+    with pytest.raises(ChargptError, match=message), ProcessGroup(CPU, Rank(1, 2)):
         raise RuntimeError(f"x {words} x")
-    with pytest.raises(ValueError, match="x"), World(CPU, Place(1, 2)):
+    with pytest.raises(ValueError, match="x"), ProcessGroup(CPU, Rank(1, 2)):
         raise ValueError(words + "x")
 
 
@@ -133,10 +141,10 @@ def test_each_process_takes_a_gpu(groups: Groups, monkeypatch: pytest.MonkeyPatc
     """The one of its number on its machine; a process on its own takes the one that was asked for."""
     taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    with World(torch.device("cuda"), Place(5, 8, 1)) as world:
-        assert world.device == torch.device("cuda:1")
+    with ProcessGroup(torch.device("cuda"), Rank(5, 8, 1)) as group:
+        assert group.device == torch.device("cuda:1")
         assert groups.made == ["nccl"]
-    assert World(torch.device("cuda"), Place(1, 2, 0)).device == torch.device("cuda:0")
-    assert World(torch.device("cuda:3"), Place(0, 1, 0)).device == torch.device("cuda:3")
-    assert World(CPU, Place(1, 2, 1)).device == CPU
+    assert ProcessGroup(torch.device("cuda"), Rank(1, 2, 0)).device == torch.device("cuda:0")
+    assert ProcessGroup(torch.device("cuda:3"), Rank(0, 1, 0)).device == torch.device("cuda:3")
+    assert ProcessGroup(CPU, Rank(1, 2, 1)).device == CPU
     assert taken == [torch.device("cuda:1"), torch.device("cuda:0")]

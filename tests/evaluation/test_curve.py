@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chargpt.evaluation.curve import Curve, Row, overfitting, read_curve
+
+
+def test_the_curve_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """DVC links outputs to its cache where it is told to."""
+    cached, curve = tmp_path / "cached", tmp_path / "curves.tsv"
+    for link in (curve.hardlink_to, curve.symlink_to):
+        cached.write_text("old")
+        link(cached)
+        with Curve(curve) as open_curve:
+            open_curve.add(Row(0, 1.0, 2.0, 0.1))
+        assert (cached.read_text(), curve.read_text().count("\n")) == ("old", 2)
+        curve.unlink()
+
+
+def test_the_curve_can_be_read_while_it_grows(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "metrics" / "curves.tsv"
+    with Curve(str(path)) as curve:
+        assert not path.parent.exists(), "nothing before the first row"
+        for count in (1, 2):
+            curve.add(Row(count, 1.5, 2.25, 1e-3))
+            assert path.read_text().splitlines()[1:] == [f"{i}\t1.500000\t2.250000\t0.001" for i in range(1, count + 1)]
+    assert path.read_bytes().startswith(b"step\ttrain_loss\tval_loss\tlr\n1\t")
+    assert curve.file and curve.file.closed
+    with Curve(path) as curve:
+        curve.add(Row(3, 1.0, 1.0, 1.0))
+    assert path.read_text().count("\n") == 2, "a new run begins anew"
+
+
+def test_row_prints_as_tsv() -> None:
+    assert str(Row(5, 1.5, 2.25, 1e-3)) == "5\t1.500000\t2.250000\t0.001\n"
+    assert str(Row(10, 1 / 3, 200, 1e-5 / 3)) == "10\t0.333333\t200.000000\t3.3333333e-06\n"
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.5)], ""),
+        ([(4.0, 4.0), (1.2, 1.5), (1.0, 1.509)], "the training loss is 0.51 below the validation loss; try fewer"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.1, 1.509)], "the training loss is 0.41 below the validation loss; try fewer"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.11, 1.509)], ""),
+        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.6105)], "rose from 1.6000 at step 100 to 1.6105; try -S max_iters=100, a"),
+        ([(4.0, 4.0), (2.5, 4.5), (0.3, 6.5)], "rose from 4.0000 at step 0 to 6.5000; try -S max_iters=50, a"),
+        ([(4.0, 4.0)], ""),
+    ],
+)
+def test_overfitting_is_reported(losses: list[tuple[float, float]], said: str) -> None:
+    text = overfitting([Row(100 * i, train, val, 0.1) for i, (train, val) in enumerate(losses)])
+    assert (said in text and text.startswith("the model overfits: ")) if said else not text
+
+
+def test_a_row_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "curves.tsv"
+    head = "step\ttrain_loss\tval_loss\tlr\n0\t1.5\t2.5\t0.1\n"
+    for unfinished in ("", "5", "5\t1.0\t2.0\t0.", "5\t1.0\t2.0\t0.1"):
+        path.write_text(head + unfinished)
+        assert read_curve(path) == [Row(0, 1.5, 2.5, 0.1)]
