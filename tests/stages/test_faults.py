@@ -18,19 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from tests.conftest import clone, environment_of, write_params
-from tests.pipeline import ROOT
+from tests.pipeline import STAGES, outputs
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")]
 
 ALL = bool(os.environ.get("CHARGPT_ALL_FAULTS"))
-STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 OLD = b"what an earlier run wrote\n"
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-HF_FILES = ["README.md", "config.json", "model.safetensors", "onnx/model.onnx", "tokenizer.json"]
-HF_FILES += ["tokenizer_config.json"]
 # the name of the first and of the last output that a stage puts in its place
 RENAMED = {
     "prepare": ("data/tokens", "vocab.json"),
@@ -55,13 +51,6 @@ sys.addaudithook(hook)
 sys.argv = ["stages", stage]
 runpy.run_module("stages", run_name="__main__", alter_sys=True)
 """
-
-
-def outputs(stage: str) -> list[str]:
-    """The files that a stage writes, those of a directory one by one."""
-    about = STAGES[stage]
-    names = [next(iter(out)) if isinstance(out, dict) else out for out in about["outs"] + about.get("metrics", [])]
-    return [f"{names[0]}/{file}" for file in HF_FILES] if stage == "export" else sorted(names)
 
 
 def moments(stage: str) -> dict[str, tuple[str, str, int]]:

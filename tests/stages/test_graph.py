@@ -19,9 +19,8 @@ from chargpt.project.params_file import load_params
 from chargpt.runtime.exits import ENDING
 from stages.__main__ import run as run_stage
 from tests.conftest import Run, undo
-from tests.pipeline import ROOT, Recorder
-from tests.stages.test_faults import STAGES
-from tests.stages.test_faults import outputs as outputs_of
+from tests.pipeline import ROOT, STAGES, Recorder
+from tests.pipeline import outputs as outputs_of
 
 
 @pytest.mark.parametrize("stage", STAGES)
