@@ -26,7 +26,6 @@ from chargpt.training.events import Log, Report, ignore
 
 LOCK_WAIT_S = 60.0  # a trainer whose DVC died needs a step to notice, and then saves
 ABANDONED_AFTER_S = 14 * 86400.0
-MAX_CHECKPOINTS = 20  # of several interrupted runs, those used last are kept
 SAVE_EVERY_S = 15.0
 
 
@@ -79,19 +78,13 @@ class CheckpointStore:
             lock.release()
 
     def _prune(self) -> None:
-        """Remove the checkpoints of other runs that nobody came back to, or that are too many."""
-        used: dict[Path, float] = {}
+        """Remove the checkpoints of other runs that nobody came back to."""
         for other in self.folder.parent.iterdir():
-            with suppress(OSError):  # the other run may remove its directory now
-                if other != self.folder and other.is_dir() and not other.is_symlink():
-                    used[other] = other.stat().st_mtime
-        latest = sorted(used, key=lambda other: used[other], reverse=True)
-        for place, other in enumerate(latest):
-            if place >= MAX_CHECKPOINTS - 1 or used[other] < time.time() - ABANDONED_AFTER_S:
-                with suppress(ChargptError):  # it may belong to another user
-                    if lock := _lock(other):  # nobody trains it
-                        shutil.rmtree(other, ignore_errors=True)
-                        lock.release()
+            with suppress(OSError, ChargptError):  # it may be removed just now, or belong to another user
+                abandoned = other.lstat().st_mtime < time.time() - ABANDONED_AFTER_S
+                if abandoned and other.is_dir() and other != self.folder and (lock := _lock(other)):
+                    shutil.rmtree(other, ignore_errors=True)
+                    lock.release()
 
     def due(self) -> bool:
         """Whether it is time to save."""
