@@ -28,4 +28,4 @@ def main(params: Params, cache: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages download")
+    raise SystemExit("error: run: python -m stages download")

@@ -31,4 +31,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages evaluate")
+    raise SystemExit("error: run: python -m stages evaluate")

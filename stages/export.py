@@ -23,4 +23,4 @@ def main(_: Params) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages export")
+    raise SystemExit("error: run: python -m stages export")

@@ -44,4 +44,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages migrate")
+    raise SystemExit("error: run: python -m stages migrate")

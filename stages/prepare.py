@@ -24,4 +24,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages prepare")
+    raise SystemExit("error: run: python -m stages prepare")

@@ -36,4 +36,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit("error: type: python -m stages sample")
+    raise SystemExit("error: run: python -m stages sample")

@@ -22,24 +22,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features). Returns (..., out_features)."""
-        plain = (
+        if (
             not HAS_ONEDNN
             or x.device.type != "cpu"
             or x.dtype != torch.float32
             or x.numel() < ROWS * self.in_features
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
-        )
-        if plain:
+        ):
             return super().forward(x)
-        y: Tensor = _OneDNN.apply(x, self.weight, self.bias)
-        return y
+        return _OneDNN.apply(x, self.weight, self.bias)
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ w.T + bias by oneDNN. x: (..., m), w: (n, m), bias: (n,); all float32 on a CPU. Returns (..., n)."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
-    return y
+    return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
 
 
 class _OneDNN(torch.autograd.Function):

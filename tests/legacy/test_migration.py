@@ -59,7 +59,7 @@ def text_of(model: LegacyModel, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(("n_head", "n_layer"), [(1, 1), (2, 2), (3, 1)])
-def test_same_function(tmp_path: Path, dialect: str, n_head: int, n_layer: int) -> None:
+def test_a_migrated_model_computes_the_same_function(tmp_path: Path, dialect: str, n_head: int, n_layer: int) -> None:
     reference = legacy_model(dialect, n_head=n_head, n_layer=n_layer)
     ids = text_of(reference, 8000)
     found = migrate(read_legacy(save(reference, tmp_path / "w")), tmp_path / "m.safetensors", VOCAB, ids)
@@ -78,7 +78,7 @@ def test_same_function(tmp_path: Path, dialect: str, n_head: int, n_layer: int) 
     assert np.array_equal(generate(model, idx[:, :2], 6, Sampling(temperature=0)), double.greedy(idx[:, :2], 6))
 
 
-def test_the_committed_checkpoint() -> None:
+def test_the_committed_legacy_model_computes_the_same_function() -> None:
     """Stored logits of the model in data/legacy, from the independent reference, for one short input."""
     weights = read_legacy(ROOT / "data/legacy/weights", ROOT / "data/legacy/config.json")
     assert weights.sizes["n_head"] == 3
@@ -170,6 +170,8 @@ BAD = [
     (damage("lm_head.weight", line(1, "# shape: [1000000, 1000000]")), [r"shape \[1000000, 1000000\], expected"]),
     (damage("token_embedding_table.weight", line(1, "# shape: [999999999, 8]")), ["cannot hold|expected"]),
     (damage("ln_f.bias", linked), ["not a regular file"]),
+    (damage("pipe", os.mkfifo), [r"pipe\.txt: not a regular file"]),
+    (damage("ln_f.bias", lambda p: os.truncate(p, 2_000_000_000)), ["2000000000 bytes cannot hold the 8 values"]),
     (damage("blocks.900.sa.heads.900.key.weight", lambda p: p.write_text("# shape: [1]\n1\n")), ["901 layers of 901"]),
     (
         damage("token_embedding_table.weight", Path.unlink),
@@ -179,7 +181,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("damage", "messages"), BAD)
-def test_bad_directories(tmp_path: Path, damage: Callable[[Path], None], messages: list[str]) -> None:
+def test_damaged_directories_are_refused(tmp_path: Path, damage: Callable[[Path], None], messages: list[str]) -> None:
     folder = save(legacy_model("relu-head"), tmp_path / "w")
     damage(folder)
     with pytest.raises(ChargptError) as error:
@@ -190,7 +192,7 @@ def test_bad_directories(tmp_path: Path, damage: Callable[[Path], None], message
     assert not (tmp_path / "hacked").exists() and not Path("hacked").exists()
 
 
-def test_all_problems_in_one_report(tmp_path: Path) -> None:
+def test_a_report_has_at_most_22_lines(tmp_path: Path) -> None:
     folder = save(legacy_model("relu-head"), tmp_path / "w")
     for path in sorted(folder.iterdir())[:25]:
         path.unlink()
@@ -201,7 +203,7 @@ def test_all_problems_in_one_report(tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 22
 
 
-def test_a_directory_of_countless_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_with_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(legacy_model("relu-head"), tmp_path / "w")
     monkeypatch.setattr(directory, "MAX_FILES", len(list(folder.iterdir())))
     read_legacy(folder)
@@ -210,7 +212,7 @@ def test_a_directory_of_countless_files(tmp_path: Path, monkeypatch: pytest.Monk
         read_legacy(folder)
 
 
-def test_what_hides_behind_megabytes_of_blanks(tmp_path: Path) -> None:
+def test_rubbish_after_megabytes_of_blanks_is_found(tmp_path: Path) -> None:
     vectors = np.zeros((65, 2000), np.float32)  # large enough for megabytes of white space
     write_legacy(tmp_path, {"lm_head.weight": vectors})
     path = tmp_path / "lm_head.weight.txt"
@@ -219,22 +221,7 @@ def test_what_hides_behind_megabytes_of_blanks(tmp_path: Path) -> None:
         values.read_values(path, vectors.shape)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
-    folder = save(legacy_model("relu-head"), tmp_path / "w")
-    os.mkfifo(folder / "pipe.txt")
-    with pytest.raises(ChargptError, match=r"pipe\.txt: not a regular file"):
-        read_legacy(folder)
-
-
-def test_a_sparse_giant_is_not_read(tmp_path: Path) -> None:
-    folder = save(legacy_model("relu-head"), tmp_path / "w")
-    os.truncate(folder / "ln_f.bias.txt", 2_000_000_000)
-    with pytest.raises(ChargptError, match=r"2000000000 bytes cannot hold the 8 values"):
-        read_legacy(folder)
-
-
-def test_config_must_agree(tmp_path: Path) -> None:
+def test_the_config_must_agree_with_the_weights(tmp_path: Path) -> None:
     folder = save(legacy_model("relu-head"), tmp_path / "w")
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"n_embd": 8, "n_head": 4, "n_layer": 7, "dropout": 0.2}))
@@ -250,7 +237,7 @@ def test_config_must_agree(tmp_path: Path) -> None:
             read_legacy(folder, config)
 
 
-def test_a_corpus_that_is_not_the_one_used(tmp_path: Path) -> None:
+def test_other_texts_are_refused(tmp_path: Path) -> None:
     reference = legacy_model("relu-head")
     folder = save(reference, tmp_path / "w")
     output = tmp_path / "m"
@@ -262,7 +249,7 @@ def test_a_corpus_that_is_not_the_one_used(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_a_diverged_model_has_no_dialect(tmp_path: Path) -> None:
+def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
     """Its weights are finite, but its loss is not."""
     reference = legacy_model("relu-head")
     ids = text_of(reference, 2000)
@@ -272,7 +259,7 @@ def test_a_diverged_model_has_no_dialect(tmp_path: Path) -> None:
         migrate(read_legacy(save(reference, tmp_path / "w")), tmp_path / "m", VOCAB, ids)
 
 
-def test_an_untrained_model_has_no_dialect() -> None:
+def test_unclear_dialects_are_refused() -> None:
     losses = dict.fromkeys(DIALECTS, 4.17) | {"relu-head": 4.13}
     with pytest.raises(DoesNotFitCorpus, match="character frequencies"):
         choose_dialect(Evidence(losses, 9.0, 1000, 3.3, 2.4))
@@ -287,7 +274,7 @@ def test_an_untrained_model_has_no_dialect() -> None:
         choose_dialect(Evidence(losses | {"relu-head": 4.168}, 40.0, 1000, 4.2, 4.19))
 
 
-def test_the_text_is_read_on_until_the_dialect_is_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_text_is_read_until_the_dialect_is_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First the validation part, then the training part, each time as much again; then it is refused."""
     monkeypatch.setattr(dialects, "FIRST", 320)
     reference = legacy_model("relu-head")
@@ -332,7 +319,7 @@ def test_a_named_dialect_is_taken(tmp_path: Path) -> None:
     assert (model.config.activation, model.config.attention_scale) == ("gelu", "embedding")
 
 
-def test_frequency_loss() -> None:
+def test_the_losses_of_frequencies_and_pairs() -> None:
     ids = np.array([0, 0, 1, 1, 4, 4], np.uint8)
     expected = F.cross_entropy(torch.zeros(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])).item()
     after = [np.log(2), np.log(2), np.log(2), np.log(2), 0]  # 0 or 1 after 0, 1 or 4 after 1, 4 after 4
@@ -342,7 +329,3 @@ def test_frequency_loss() -> None:
     )
     found = weigh_dialects(weights, [ids])
     assert (found.from_frequencies, found.from_pairs) == pytest.approx((expected, np.mean(after)))
-
-
-def test_parameters_are_counted() -> None:
-    assert LegacyWeights({}, {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}).parameters == 10

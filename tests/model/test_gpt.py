@@ -25,14 +25,14 @@ def test_causality(model: GPT, at: int) -> None:
     assert (before[:, at:] != after[:, at:]).any(-1).all()
 
 
-def test_attention_written_out_is_torchs() -> None:
+def test_plain_attention_equals_torchs() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 7, 4)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
     torch.testing.assert_close(plain_attention(q, k, v, 0.0, 0.3), expected, rtol=0, atol=1e-6)
 
 
-def test_attention_written_out_is_used_in_bfloat16_up_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_attention_is_used_for_short_windows_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own attention elsewhere: for longer windows, in float32, and after cached positions."""
     fused = []
 
@@ -80,12 +80,6 @@ def test_cache_gives_the_same_logits(chunks: list[int], scale: str) -> None:
         model(idx[:, :1], cache)
 
 
-def test_logits_shape_and_dtype(model: GPT) -> None:
-    logits = model(torch.zeros(2, 5, dtype=torch.int64))
-    assert logits.shape == (2, 5, model.config.vocab_size)
-    assert logits.dtype == torch.float32
-
-
 def test_one_batch_overfits() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(12, 16, 1, 2, 32))
@@ -99,31 +93,22 @@ def test_one_batch_overfits() -> None:
     assert loss.item() < 0.05
 
 
-def test_dropout_only_in_training() -> None:
-    model = random_model(GPTConfig(11, 8, 1, 2, 8, dropout=0.5))
-    idx = torch.zeros(1, 8, dtype=torch.int64)
-    assert torch.equal(model(idx), model(idx))
-    model.train()
-    assert not torch.equal(model(idx), model(idx))
-
-
 @pytest.mark.parametrize("place", ["drop", "h.0.attn.resid_dropout", "h.1.mlp.dropout"])
-def test_each_place_of_dropout_drops(place: str) -> None:
+def test_every_dropout_drops_in_training_only(place: str) -> None:
     """Behind the embeddings, attention and the feed-forward layer, each on its own."""
     idx = torch.arange(8)[None]
     model = random_model(GPTConfig(11, 8, 2, 2, 8)).train()
     assert torch.equal(model(idx), model(idx)), "a rate of 0 drops nothing"
     model.get_submodule(place).p = 0.5
     assert not torch.equal(model(idx), model(idx))
-
-
-def test_every_place_of_dropout_has_the_rate() -> None:
-    model = GPT(GPTConfig(11, 8, 2, 2, 8, dropout=0.3))
-    assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.3] * 5
+    model.eval()
+    assert torch.equal(model(idx), model(idx))
+    configured = GPT(GPTConfig(11, 8, 2, 2, 8, dropout=0.3))
+    assert [m.p for m in configured.modules() if isinstance(m, torch.nn.Dropout)] == [0.3] * 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_drops_positions_to_look_at(dtype: torch.dtype) -> None:
+def test_attention_dropout_drops_positions(dtype: torch.dtype) -> None:
     """All positions look alike and hold one number each, so that the sum shows which ones were looked at.
 
     Both kinds of attention, torch's and the one written out: of t + 1 positions, each counts for 1 / (t + 1), or for
@@ -147,7 +132,7 @@ def test_attention_drops_positions_to_look_at(dtype: torch.dtype) -> None:
     assert (dropped[:, share == 0] == 0).all()
 
 
-def test_a_new_models_weights_are_gpt_2s() -> None:
+def test_initial_weights_are_distributed_as_in_gpt_2() -> None:
     """Normal(0, 0.02), what writes to the residual stream narrower by the root of its layers; biases 0, norms 1."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(100, 100, 8, 2, 64))
@@ -162,19 +147,19 @@ def test_a_new_models_weights_are_gpt_2s() -> None:
             assert abs(p.mean().item()) < 0.1 * expected, name
 
 
-def test_every_weight_learns(model: GPT) -> None:
+def test_every_weight_gets_a_gradient(model: GPT) -> None:
     model(torch.arange(8)[None]).square().sum().backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.any(), name
 
 
 @pytest.mark.parametrize(("scale", "expected"), [("head", 0.25), ("embedding", 0.125)])
-def test_scale(scale: Any, expected: float) -> None:
+def test_attention_scale(scale: Any, expected: float) -> None:
     """The root of a head's 16, or, in the oldest legacy releases, of all 64."""
     assert GPTConfig(5, 4, 1, 4, 64, attention_scale=scale).scale == expected
 
 
-def test_a_cache_is_of_the_models_kind() -> None:
+def test_the_cache_has_the_models_dtype_and_device() -> None:
     model = random_model(GPTConfig(11, 8, 2, 2, 8)).double()
     cache = KVCache(model, 3)
     assert cache.keys.shape == cache.values.shape == (2, 3, 2, 8, 4)
@@ -185,7 +170,7 @@ def test_a_cache_is_of_the_models_kind() -> None:
     assert KVCache(model.to("meta"), 1).values.is_meta
 
 
-def test_an_architecture_does_not_change(model: GPT) -> None:
+def test_architectures_are_immutable(model: GPT) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.config.n_layer = 7  # type: ignore[misc]
     assert GPTConfig(5, 4, 1, 2, 8) == GPTConfig(5, 4, 1, 2, 8, 0.0, "gelu", "head"), "what new models are"
@@ -203,12 +188,13 @@ def test_an_architecture_does_not_change(model: GPT) -> None:
         ({"attention_scale": ""}, "attention_scale is ''; it must be one of head, embedding"),
     ],
 )
-def test_bad_architectures(change: dict[str, Any], message: str) -> None:
+def test_invalid_architectures_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ChargptError) as error:
         GPTConfig(**(SIZES | change))
     assert str(error.value) == message
 
 
-def test_the_smallest_architecture() -> None:
-    model = random_model(GPTConfig(1, 1, 1, 1, 1, dropout=0))
-    assert model(torch.zeros(1, 1, dtype=torch.int64)).shape == (1, 1, 1)
+@pytest.mark.parametrize(("config", "T"), [(GPTConfig(1, 1, 1, 1, 1, dropout=0), 1), (GPTConfig(7, 8, 2, 2, 8), 5)])
+def test_logits_have_a_value_for_each_character(config: GPTConfig, T: int) -> None:
+    logits = random_model(config)(torch.zeros(2, T, dtype=torch.int64))
+    assert (logits.shape, logits.dtype) == ((2, T, config.vocab_size), torch.float32)

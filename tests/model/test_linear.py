@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from chargpt.model import linear
 from chargpt.model.linear import ROWS, Linear, product
 
-needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch has no oneDNN for this processor")
+needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch has no oneDNN for this CPU")
 
 
 def gradients(layer: nn.Linear, x: Tensor) -> list[Tensor]:
@@ -21,7 +21,7 @@ def gradients(layer: nn.Linear, x: Tensor) -> list[Tensor]:
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("features", "out"), [(8, 24), (24, 8), (16, 16)])
-def test_the_result_and_the_gradients_are_torchs(features: int, out: int, bias: bool) -> None:
+def test_results_and_gradients_equal_torchs(features: int, out: int, bias: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = Linear(features, out, bias=bias), nn.Linear(features, out, bias=bias)
     theirs.load_state_dict(ours.state_dict())
@@ -36,7 +36,7 @@ def test_the_result_and_the_gradients_are_torchs(features: int, out: int, bias: 
 
 
 @needs_onednn
-def test_when_onednn_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_is_used_for_large_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 from ROWS rows on; not in float64, under autocast, or where torch has no oneDNN."""
     calls = []
 

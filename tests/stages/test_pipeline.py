@@ -143,7 +143,7 @@ def test_params_are_refused_before_torch_loads(tmp_path: Path) -> None:
 def test_a_stage_says_how_it_is_run() -> None:
     """As it was run before there was a runner."""
     done = subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: type: python -m stages prepare\n")
+    assert (done.returncode, done.stderr) == (1, "error: run: python -m stages prepare\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["nope"], ["train", "sample"], ["__main__"]])

@@ -15,14 +15,7 @@ from chargpt.errors import ChargptError
 from chargpt.text import corpus as text
 from chargpt.text import tokens as data
 from chargpt.text.corpus import read_text, scan_text
-from chargpt.text.tokens import (
-    epoch_parts,
-    evaluation_batches,
-    read_tokens,
-    split_sizes,
-    training_batch,
-    write_tokens,
-)
+from chargpt.text.tokens import epoch_parts, evaluation_batches, read_tokens, split_sizes, training_batch, write_tokens
 from chargpt.text.vocab import Vocab
 
 
@@ -47,7 +40,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_prepare_as_the_legacy_system_did(tmp_path: Path, text: str) -> None:
+def test_tokens_and_split_equal_the_legacy_systems(tmp_path: Path, text: str) -> None:
     path = corpus(tmp_path, text)
     vocab, length = scan_text(path)
     assert vocab == Vocab(sorted(set(text)))
@@ -61,7 +54,7 @@ def test_prepare_as_the_legacy_system_did(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\r\nb\rc\n\r\nd\r", "\r\n", "\r", "\n\r"])
-def test_line_ends_become_lf_as_in_text_mode(tmp_path: Path, text: str) -> None:
+def test_line_ends_become_lf(tmp_path: Path, text: str) -> None:
     path = corpus(tmp_path, text)
     with path.open(encoding="utf-8") as file:
         assert "".join(read_text(path)) == file.read()
@@ -88,7 +81,7 @@ def test_a_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @given(st.binary(max_size=40))
-def test_decoding_agrees_with_python(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_decoded_as_python_decodes_them(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = corpus(tmp_path_factory.mktemp("x"), content)
     try:
         expected = content.decode("utf-8")
@@ -100,18 +93,16 @@ def test_decoding_agrees_with_python(tmp_path_factory: pytest.TempPathFactory, c
         assert "".join(read_text(path)) == expected
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
-def test_empty_text(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(ChargptError, match="the text is empty"):
-        scan_text(corpus(tmp_path, content))
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "text is empty"), (b"\xef\xbb\xbf", "text is empty"), (None, "no such text file")]
+)
+def test_empty_and_missing_texts_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = corpus(tmp_path, content) if content is not None else tmp_path / "nothing.txt"
+    with pytest.raises(ChargptError, match=message):
+        scan_text(path)
 
 
-def test_missing_text(tmp_path: Path) -> None:
-    with pytest.raises(ChargptError, match="no such text file"):
-        scan_text(tmp_path / "nothing.txt")
-
-
-def test_text_that_changes_while_read(tmp_path: Path) -> None:
+def test_a_text_that_changes_while_read_is_refused(tmp_path: Path) -> None:
     path = corpus(tmp_path, "abcabc")
     vocab, length = scan_text(path)
     corpus(tmp_path, "abcabcabc")
@@ -147,14 +138,14 @@ def test_a_split_without_a_prediction_is_refused(length: int, val_fraction: floa
 
 
 @given(st.integers(400, 10**9), st.floats(0.01, 0.99))
-def test_a_split_is_whole_and_near_its_fraction(length: int, val_fraction: float) -> None:
+def test_a_split_is_complete_and_near_its_fraction(length: int, val_fraction: float) -> None:
     train, val = split_sizes(length, val_fraction)
     assert train + val == length
     assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
 
 
 @given(st.integers(400, 10**9), st.floats(0.01, 0.98), st.integers(0, 1000), st.floats(0, 0.01))
-def test_more_text_or_a_larger_fraction_is_no_smaller_part(
+def test_split_sizes_grow_with_the_text_and_the_fraction(
     length: int, val_fraction: float, more: int, larger: float
 ) -> None:
     train, val = split_sizes(length, val_fraction)
@@ -203,16 +194,14 @@ def test_each_epoch_reads_each_window_once(
 
 def test_epochs_differ_in_offset_and_order() -> None:
     ids = np.arange(250, dtype=np.uint8)
-    epochs = [
-        training_batch(ids, 6, 40, 0, epoch)[0][:, 0].tolist() for epoch in range(20)
-    ]  # 40 windows, all in a batch
+    epochs = [training_batch(ids, 6, 40, 0, epoch)[0][:, 0].tolist() for epoch in range(20)]  # 40 windows in each
     assert len({starts[0] % 6 for starts in epochs}) == 6
     assert len({tuple(sorted(range(40), key=starts.__getitem__)) for starts in epochs}) > 15
     assert min(min(starts) for starts in epochs) < 6 and max(max(starts) for starts in epochs) >= 240
 
 
 @given(st.integers(0, 10), st.integers(0, 10))
-def test_training_batch(seed: int, step: int) -> None:
+def test_training_batches_depend_on_seed_and_step_only(seed: int, step: int) -> None:
     ids = np.arange(30, dtype=np.uint8)
     x, y = training_batch(ids, 5, 7, seed, step)
     assert x.shape == y.shape == (7, 5)
@@ -231,14 +220,7 @@ def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int64, torch.bool])
-def test_tokens_of_another_format(tmp_path: Path, dtype: torch.dtype) -> None:
-    ids = torch.ones(10).to(dtype)
-    safetensors.torch.save_file({"train": ids, "val": ids.clone()}, tmp_path / "t")
+def test_other_tensors_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    safetensors.torch.save_file({"train": torch.ones(10).to(dtype)}, tmp_path / "t")
     with pytest.raises(ChargptError, match="has no tensor train, val of ids; run `dvc repro` to make it again"):
-        read_tokens(tmp_path / "t", Vocab("abc"))
-
-
-def test_tokens_without_a_split(tmp_path: Path) -> None:
-    save_file({"train": np.zeros(5, np.uint8)}, tmp_path / "t")
-    with pytest.raises(ChargptError, match="has no tensor val"):
         read_tokens(tmp_path / "t", Vocab("abc"))
