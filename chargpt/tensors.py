@@ -132,14 +132,12 @@ def open_tensors(path: str | Path) -> TensorFile:
         raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
 
 
-def tensor_hash(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], *, layout: bool = False) -> str:
+def tensor_hash(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> str:
     """A checksum of tensors and of facts about them (JSON values): sha256, in hexadecimal.
 
     It covers the sha256 of each tensor's values, in the order of their names, and the facts as sorted JSON.
-    layout: cover names, dtypes and shapes too; needed where the facts do not determine them.
+    Names, dtypes and shapes count only as far as the facts hold them.
     """
-    if layout:
-        facts = {"facts": facts, "layout": {name: [array.dtype.str, *array.shape] for name, array in tensors.items()}}
 
     def digest(name: str) -> bytes:
         return hashlib.sha256(np.asarray(tensors[name], order="C").data).digest()
