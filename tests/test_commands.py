@@ -26,8 +26,8 @@ HERE = {
 }
 # what needs what is not here (network, machines, an hour), and a queue's workers, which test_experiments.py awaits
 NOT_HERE = r"pip install|pre-commit |python -m (venv|vllm)|\. \.venv|PET_|dvc exp run -S n_layer=6|dvc queue start|hf "
-NOT_HERE += r"|chargpt (mlflow|sweep|trial)|ssh |ray |sky "
-# run in an order of their own by test_teams.py and test_remotes.py
+NOT_HERE += r"|chargpt (sweep|trial)|mutmut |ssh |ray |sky "
+# run in an order of their own by tests/project/test_versions.py and test_remotes.py
 ELSEWHERE = {"docs/versions.md"}
 RUN = [page for page in PAGES if blocks(page) and page not in ELSEWHERE]
 
