@@ -102,6 +102,8 @@ def test_a_page_runs_as_printed(page: str, copy: Path) -> None:
     for command in commands if page == "MIGRATION.md" else map(here, commands):
         shell(command.replace("'MD5'", f"'{digest[1].decode()}'"), copy, **variables)
     for block in blocks(page, language="python"):
+        if "import mlflow" in block:  # which is not a dependency
+            continue
         shell(f"{sys.executable} - <<'END'\n{here(block)}\nEND", copy)
 
 
