@@ -44,20 +44,15 @@ class Server:
         self._command = ["rclone", "serve", kind, str(folder), "--addr", self.address, "--config", "", "-vv", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *options: str) -> None:
+    def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [*self._command, *options]
-            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._answers)
 
     def kill(self) -> None:
         if self._process:
             self._process.kill()
             self._process.wait()
-
-    def restart(self, *options: str) -> None:
-        self.kill()
-        self.start(*options)
 
     def _answers(self) -> bool:
         assert self._process and self._process.poll() is None, self.log.read_text()
@@ -106,10 +101,6 @@ def damage(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     path.chmod(mode)
-
-
-def size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def configure(folder: Path, remote: str, **options: str) -> None:
@@ -315,51 +306,6 @@ def test_s3_refusals_are_clear(run: Run, team: dict[str, Any], clone: Path, s3: 
     s3.start()
     run("dvc", "push", cwd=clone, **CREDENTIALS)
     assert outputs(clone) == team["new"]
-
-
-def test_s3_server_dies_half_way(
-    run: Run, team: dict[str, Any], clone: Path, s3: Server, environment: dict[str, str]
-) -> None:
-    """While a file goes up in several parts, and while it comes down; the next try finishes."""
-    big, cache, bucket = clone / "big.bin", clone / ".dvc/cache", s3.folder / "bucket"
-    with big.open("wb") as file:
-        file.truncate(100 * 2**20)  # from here on, parts of 50 MiB
-    content = big.read_bytes()
-    target = stored(bucket / "chargpt", hashlib.md5(content).hexdigest())
-    run("dvc", "add", "big.bin", cwd=clone)
-
-    def interrupted(command: str, folder: Path) -> str:
-        """What DVC says when the server is killed once some of the file has come to the folder."""
-        s3.restart("--bwlimit=4M")
-        enough = size(folder) + 2**20
-        process = subprocess.Popen(
-            ["dvc", command, "big.bin"], cwd=clone, env=environment | CREDENTIALS, stderr=subprocess.PIPE, text=True
-        )
-        wait_until(lambda: size(folder) > enough or process.poll() is not None)
-        s3.kill()
-        stderr = process.communicate()[1]
-        assert process.returncode != 0
-        s3.log.unlink()
-        s3.start()
-        return stderr
-
-    assert "failed to push data to the cloud - 1 files failed to upload" in interrupted("push", bucket)
-    assert not target.exists()
-    assert big.read_bytes() == content
-    run("dvc", "push", "big.bin", cwd=clone, **CREDENTIALS)
-    assert s3.log.read_text().count("put multipart upload") == 2
-    assert target.read_bytes() == content
-
-    big.unlink()
-    shutil.rmtree(cache)
-    assert "failed to pull data from the cloud - 1 files failed to download" in interrupted("pull", cache)
-    assert not big.exists()
-    run("dvc", "pull", "big.bin", cwd=clone, **CREDENTIALS)
-    assert big.read_bytes() == content
-    for folder in (clone, bucket):  # 300 MiB that pytest would keep
-        for path in folder.rglob("*"):
-            if path.is_file() and path.stat().st_size > 2**20:
-                path.unlink()
 
 
 @pytest.mark.parametrize(("kind", "server", "path"), [("webdav", "webdav", "/collection"), ("ssh", "sftp", "/chargpt")])
