@@ -37,7 +37,6 @@ from tests.pipeline import ROOT
         ("legacy_dir", "a\x1b[31m", ["legacy_dir is 'a\\x1b[31m'", "without control characters"]),
         ("corpus", ["a"], ["corpus is ['a']"]),
         ("warmup_iters", 11, ["warmup_iters=11", "max_iters=10"]),
-        ("prompt", "x" * 10_000_0, ["larger than"]),
     ],
 )
 def test_a_wrong_value_is_reported_in_one_line(tmp_path: Path, key: str, value: Any, words: list[str]) -> None:
@@ -59,7 +58,7 @@ def test_a_missing_key_is_reported_with_its_range(tmp_path: Path) -> None:
 def test_a_repeated_key_is_reported_with_its_line(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml")
     path.write_text(path.read_text() + "lr: 0.1\n")
-    with pytest.raises(ChargptError, match=r'line \d+: found duplicate key "lr": it is there twice'):
+    with pytest.raises(ChargptError, match=r'line \d+: not valid YAML: found duplicate key "lr" with value "0\.1"'):
         load_params(path)
 
 

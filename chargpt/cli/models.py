@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from dataclasses import asdict
@@ -47,6 +46,7 @@ def migrate(
 
     from chargpt.legacy import migration
     from chargpt.legacy.directory import read_legacy
+    from chargpt.params import check_value
     from chargpt.project.overrides import continue_training
     from chargpt.text.corpus import scan_text
     from chargpt.text.tokens import read_tokens, write_tokens
@@ -55,14 +55,9 @@ def migrate(
         raise ChargptError(
             "legacy weights do not hold their vocabulary: pass --corpus with the text the model was trained on"
         )
-    if dialect not in ("auto", *DIALECTS):
-        raise ChargptError(f"--dialect is {dialect!r}; it must be one of auto, {', '.join(DIALECTS)}")
-    if not 0 < val_fraction < 1:
-        raise ChargptError(f"--val-fraction is {val_fraction}; it must be above 0 and below 1")
-    for name, path in {"--corpus": corpus, "--config": config}.items():
-        if path is not None and os.path.realpath(path) == os.path.realpath(output):
-            raise ChargptError(f"--output {output} is the file of {name} and would replace it; give another path")
-    refuse_own(output)
+    check_value("dialect", dialect, "--dialect")
+    check_value("val_fraction", val_fraction, "--val-fraction")
+    refuse_own(output, corpus, config)
     vocab, length = scan_text(corpus)
     legacy = read_legacy(weights_dir, config)
     legacy.require_vocab(vocab)

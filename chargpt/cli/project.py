@@ -42,7 +42,7 @@ def gate(
     max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a fraction of the old value.")] = 0.01,
 ) -> None:
     """Exit with status 1 if a metric is worse than at another revision; for continuous integration."""
-    from chargpt.project.gate import compare
+    from chargpt.project.compare import compare
 
     revision, rows = compare(against, max_regression)
     for name, before, now, worse in rows:
@@ -69,7 +69,7 @@ def report(
     """Write a page about the pipeline's model, compared with another version of it."""
     limit_threads()
     import_undisturbed("torch")
-    from chargpt.project.report import write_report
+    from chargpt.project.compare import write_report
 
     refuse_own(output)
     previous = write_report(output, against, device)

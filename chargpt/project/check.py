@@ -14,11 +14,10 @@ from packaging.requirements import Requirement
 
 from chargpt.errors import ChargptError, escape
 from chargpt.project import lock
-from chargpt.project import remotes as store
-from chargpt.project.git import git, remedy, untracked_code
+from chargpt.project.git import NO_REPOSITORY, git, remedy, try_git, untracked_code
 from chargpt.project.outputs import require_clone
 from chargpt.project.params_file import load_params
-from chargpt.runtime.exits import one_line
+from chargpt.project.remotes import dvc_repository, large_data, relative_remote
 from chargpt.text.corpus import read_text
 from chargpt.text.download import require_corpus
 
@@ -29,7 +28,7 @@ CONFIGURATION = (".dvc/config", ".dvcignore", "dvc.yaml", "chargpt", "stages")  
 
 
 def problems() -> Iterator[str]:
-    """Yield a line for each thing that would make a later command fail; the line says what to type.
+    """Yield a line for each thing that would make a later command fail; the line says what to run.
 
     Loads torch only if `device` names a GPU. Raises ChargptError outside the root of a clone.
     """
@@ -47,7 +46,7 @@ def problems() -> Iterator[str]:
         if not Path(params.legacy_dir).is_dir():
             yield (
                 f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory;"
-                " set it to one, or type: git checkout data/legacy"
+                " set it to one, or run: git checkout data/legacy"
             )
         if params.device not in ("auto", "cpu"):
             from chargpt.device import pick_device
@@ -58,14 +57,14 @@ def problems() -> Iterator[str]:
                 yield from error.args
     python = shutil.which("python")
     if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
-        found = f"is {python}" if python else "is not there"
-        yield f"the stages call `python`, which {found}; type: . {Path(sys.prefix) / 'bin/activate'}"
+        found = f"is {python}" if python else "is missing"
+        yield f"the stages call `python`, which {found}; run: . {Path(sys.prefix) / 'bin/activate'}"
     for line in importlib.metadata.requires("chargpt") or []:
         wanted = Requirement(line)
         if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-            version = _installed(wanted.name)
-            if version is None or not wanted.specifier.contains(version, prereleases=True):
-                yield f"{wanted.name} {version or 'is missing'}: chargpt needs {wanted}; type: pip install -e ."
+            versions = [part.version for part in importlib.metadata.distributions(name=wanted.name)]
+            if not versions or not wanted.specifier.contains(versions[0], prereleases=True):
+                yield f"{wanted.name} {(*versions, 'is missing')[0]}: chargpt needs {wanted}; run: pip install -e ."
     yield from git_problems()
 
 
@@ -89,41 +88,37 @@ def require_prompt(params: Params) -> None:
     )
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def git_problems() -> Iterator[str]:
-    """Yield a line for each thing about git that would make a later command fail; the line says what to type."""
-    if shutil.which("git") is None:
-        yield "git is not installed, and DVC needs it; install it"
-    elif git("rev-parse", "--git-dir") is None:
+    """Yield a line for each thing about git that would make a later command fail; the line says what to run."""
+    try:
+        git("rev-parse", "--git-dir")
+    except ChargptError as error:
+        if NO_REPOSITORY not in str(error):  # git's own reason: another owner's repository, a damaged configuration
+            yield str(error)
+        else:
+            yield (
+                "no git repository: DVC refuses to run; run: git init && git add --all && git commit -m start"
+                " (or, to run the pipeline only: dvc config --local core.no_scm true)"
+            )
+        return
+    if try_git("rev-parse", "--verify", "--quiet", "HEAD") is None:
+        yield 'no commit yet: experiments need one; run: git add --all && git commit -m "start"'
+    if try_git("var", "GIT_AUTHOR_IDENT") is None or not all(
+        os.environ.get(f"GIT_AUTHOR_{key.upper()}") or try_git("config", f"user.{key}") for key in ("name", "email")
+    ):
         yield (
-            "no git repository: DVC refuses to run; type: git init && git add --all && git commit -m start"
-            " (or, to run the pipeline only: dvc config --local core.no_scm true)"
+            "git has no name and email for commits, so experiments and versions cannot be recorded; run:"
+            ' git config user.name "Your Name" && git config user.email you@example.org'
         )
-    else:
-        if git("rev-parse", "--verify", "--quiet", "HEAD") is None:
-            yield 'no commit yet: experiments need one; type: git add --all && git commit -m "start"'
-        if git("var", "GIT_AUTHOR_IDENT") is None or not all(
-            os.environ.get(f"GIT_AUTHOR_{key.upper()}") or git("config", f"user.{key}") for key in ("name", "email")
-        ):
-            yield (
-                "git does not know who you are, so experiments and versions cannot be recorded; type:"
-                ' git config user.name "Your Name" && git config user.email you@example.org'
-            )
-        if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
-            yield "a shallow clone: comparing with older versions fails; type: git fetch --unshallow --tags"
-        if remote := store.relative_remote():
-            yield (
-                f"the remote {remote} has a relative path, which `dvc get` and `dvc exp push` look for elsewhere; type:"
-                f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another full path)"
-            )
-        if names := [escape(name) for name in untracked_code()]:
-            yield f"{', '.join(names)}: not known to git, so experiments in copies lack it; {remedy(names)}"
+    if git("rev-parse", "--is-shallow-repository").strip() == "true":
+        yield "a shallow clone: comparing with older versions fails; run: git fetch --unshallow --tags"
+    if remote := relative_remote():
+        yield (
+            f"the remote {remote} has a relative path, which `dvc get` and `dvc exp push` look for elsewhere; run:"
+            f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another full path)"
+        )
+    if names := [escape(name) for name in untracked_code()]:
+        yield f"{', '.join(names)}: not tracked by git, so experiments in copies lack it; {remedy(names)}"
 
 
 def changed_stages() -> list[str]:
@@ -131,26 +126,17 @@ def changed_stages() -> list[str]:
 
     Raises ChargptError if DVC cannot find out.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repo:
-            if not repo.index.stages:
-                raise ChargptError("dvc.yaml: holds no stages; type: git checkout dvc.yaml")
-            return list(repo.status())
-    except DvcException as error:
-        raise ChargptError(
-            f"{one_line(error)}; correct the file, or type: git checkout dvc.yaml dvc.lock .dvc/config"
-        ) from None
+    with dvc_repository() as repo:
+        if not repo.index.stages:
+            raise ChargptError("dvc.yaml: holds no stages; run: git checkout dvc.yaml")
+        return list(repo.status())
 
 
 def notes() -> Iterator[str]:
-    """Yield a line for each thing that is no problem, but that the user may not know."""
+    """Yield a line for each thing that is not a problem, but that the user may not know."""
     if line := lock.note():
         yield line
-    yield from store.notes()
-    edited = (git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION) or "").split("\0")[:-1]
-    if edited:
-        names = " ".join(escape(name) for name in edited)
-        yield f"not as in the last commit: {names}; to undo an edit, or a `dvc exp apply`: git checkout HEAD -- {names}"
+    yield from large_data()
+    if names := git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION).split("\0")[:-1]:
+        changed = " ".join(escape(name) for name in names)
+        yield f"Changed since the last commit: {changed}. To discard the changes, run: git checkout HEAD -- {changed}"

@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 from chargpt.errors import ChargptError
 
+TIMEOUT_S = 300  # a remote that does not answer; `git status` of a large project may take a minute
+NO_REPOSITORY = "not a git repository"  # git's words
 
-def git(*arguments: str, folder: str | Path = ".") -> str | None:
-    """The output of a git command run in `folder`, or None if the command fails or git is not installed."""
+
+def git(*arguments: str, folder: str | Path = ".") -> str:
+    """The output of a git command run in `folder`.
+
+    Raises ChargptError with git's own reason if the command fails, git is not installed or does not answer.
+    """
+    command = ["git", "-C", str(folder), *arguments]
+    environment = os.environ | {"LC_ALL": "C"}  # reasons in English
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=TIMEOUT_S)
+    except FileNotFoundError:
+        raise ChargptError("git is not installed, and DVC needs it; install it") from None
+    except subprocess.TimeoutExpired:
+        raise ChargptError(f"git {arguments[0]}: no answer within {TIMEOUT_S} seconds") from None
+    if done.returncode:
+        raise ChargptError(f"git {arguments[0]}: {reason(done.stderr.decode('utf-8', 'replace'), done.returncode)}")
     return done.stdout.decode("utf-8", "replace")
+
+
+def try_git(*arguments: str, folder: str | Path = ".") -> str | None:
+    """The output of a git command that may fail, because what it asks for may not exist; None if it fails.
+
+    Only for questions where a failure of git itself loses nothing.
+    """
+    try:
+        return git(*arguments, folder=folder)
+    except ChargptError:
+        return None
+
+
+def reason(stderr: str, status: int) -> str:
+    """Why a command of git or DVC failed, in one line: its last error, without the credentials in URLs.
+
+    stderr: what the command printed, perhaps nothing. status: its exit status.
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [i for i, line in enumerate(lines) if line.lower().startswith(("fatal:", "error:"))]
+    said = " ".join(lines[errors[-1] if errors else -1 :])
+    return without_credentials(said)[:400] or f"exit status {status} without a message"
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user names, passwords and tokens removed from its URLs."""
+    return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
 def project_folder() -> str:
@@ -27,18 +67,21 @@ def project_folder() -> str:
 
 
 def untracked_code() -> list[str]:
-    """The pipeline's code files that git does not track. DVC's copy of the project for an experiment lacks them."""
+    """The pipeline's code files that git does not track. DVC's copy of the project for an experiment lacks them.
+
+    Raises ChargptError if git cannot list them.
+    """
     listed = git("ls-files", "-z", "--others", "--exclude-standard", "chargpt", "stages", folder=project_folder())
-    return [name for name in (listed or "").split("\0") if name.endswith((".py", ".j2"))]
+    return [name for name in listed.split("\0") if name.endswith((".py", ".j2"))]
 
 
 def refuse_untracked_code() -> None:
     """In a DVC experiment, raise ChargptError if git does not track a code file: the commit would lack it."""
     names = untracked_code() if "DVC_EXP_NAME" in os.environ else []
     if names:
-        raise ChargptError(f"{', '.join(names)}: not known to git, so not part of the experiment; {remedy(names)}")
+        raise ChargptError(f"{', '.join(names)}: not tracked by git, so not part of the experiment; {remedy(names)}")
 
 
 def remedy(names: list[str]) -> str:
-    """What to type so that git tracks these files."""
-    return f"type: git add {' '.join(names)}"
+    """The command that makes git track these files."""
+    return f"run: git add {' '.join(names)}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import re
 from pathlib import Path
+from typing import Any
 
 from chargpt.errors import ChargptError
 
@@ -15,31 +16,55 @@ def require_outputs(*names: str) -> None:
         if not Path(name).exists():
             if not Path("dvc.yaml").exists():
                 raise ChargptError(f"{name}: no such file here; run from the project's root, or give a path")
-            raise ChargptError(f"{name}: no such file; type: dvc repro --pull (which fetches it, or makes it)")
-
-
-def refuse_own(output: Path | None, model: Path | None = None) -> None:
-    """Raise ChargptError if writing `output` would replace the model that is read, or a file of the pipeline here."""
-    from chargpt.project.params_file import PARAMS_FILE, load_params, read_yaml  # slow; --help needs none of it
-
-    if output is None:
-        return
-    if model and os.path.realpath(model) == os.path.realpath(output):
-        raise ChargptError(f"--output {output} is the model itself and would replace it; give another path")
-    names = {"dvc.yaml", "dvc.lock", PARAMS_FILE}
-    with suppress(ChargptError):  # not in a project, or with a params.yaml that names no corpus
-        names.add(load_params().corpus)
-    with suppress(ChargptError, KeyError, AttributeError, TypeError):  # likewise, or with a dvc.yaml of another form
-        for stage in read_yaml(Path("dvc.yaml"))["stages"].values():
-            for entry in (entry for part in ("deps", "outs", "metrics", "plots") for entry in stage.get(part, ())):
-                names |= {entry} if isinstance(entry, str) else set(entry)  # a string, or a mapping from the name
-    target = Path(os.path.realpath(output))
-    for name in sorted(names):
-        if Path(name).exists() and target.is_relative_to(os.path.realpath(name)):
-            raise ChargptError(f"--output {output} is the project's {name} and would replace it; give another path")
+            raise ChargptError(f"{name}: no such file; to fetch or make it, run: dvc repro --pull")
 
 
 def require_clone() -> None:
     """Raise ChargptError if the working directory is not the root of a clone."""
     if not Path("dvc.yaml").exists():
         raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
+
+
+def read_pipeline() -> dict[str, Any]:
+    """The content of dvc.yaml, parsed as DVC parses it. Raises ChargptError if it cannot be read."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    from chargpt.runtime.exits import one_line
+
+    try:
+        pipeline = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise ChargptError(f"dvc.yaml: {one_line(error)}; correct it, or run: git checkout dvc.yaml") from None
+    return pipeline if isinstance(pipeline, dict) else {}
+
+
+def refuse_own(output: Path | None, *inputs: Path | None) -> None:
+    """Raise ChargptError if writing `output` would replace a file that the command reads, or a file of the pipeline.
+
+    inputs: the files that the command reads. Also raises ChargptError if dvc.yaml or params.yaml cannot be read:
+    they name the files of the pipeline.
+    """
+    if output is None:
+        return
+    target = Path(os.path.realpath(output))
+    if any(path and os.path.realpath(path) == str(target) for path in inputs):
+        raise ChargptError(f"--output {output} is an input of this command and would replace it; give another path")
+    for name in sorted(_own_files()) if Path("dvc.yaml").exists() else ():
+        if Path(name).exists() and target.is_relative_to(os.path.realpath(name)):
+            raise ChargptError(f"--output {output} is the project's {name} and would replace it; give another path")
+
+
+def _own_files() -> set[str]:
+    """What the stages read and write, the values of params.yaml in the place of `${key}`, and DVC's files."""
+    from chargpt.project.params_file import PARAMS_FILE, read_yaml  # slow to import, and --help needs none of it
+
+    values = read_yaml(Path(PARAMS_FILE)) if Path(PARAMS_FILE).exists() else {}
+    names = {"dvc.yaml", "dvc.lock", PARAMS_FILE}
+    try:
+        for stage in (read_pipeline().get("stages") or {}).values():
+            for entry in (entry for part in ("deps", "outs", "metrics", "plots") for entry in stage.get(part, ())):
+                names |= {entry} if isinstance(entry, str) else set(entry)  # a string, or a mapping from the name
+    except (AttributeError, TypeError):
+        raise ChargptError("dvc.yaml: its stages are not in DVC's format; run: git checkout dvc.yaml") from None
+    return {re.sub(r"\$\{(\w+)\}", lambda key: str(values.get(key[1], key[0])), name) for name in names}

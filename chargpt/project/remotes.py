@@ -1,10 +1,12 @@
-"""The room that the pipeline's data takes on this machine, outside the project too."""
+"""Where DVC keeps the pipeline's data: its cache and the default remote."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from chargpt.errors import ChargptError
 from chargpt.runtime.exits import one_line
@@ -12,20 +14,26 @@ from chargpt.runtime.exits import one_line
 LARGE = 3e9  # bytes
 
 
-def _default_remote() -> tuple[Path, str | None, str]:
-    """The directory of DVC's cache, and the default remote's name and address.
-
-    Raises ChargptError if DVC cannot read its configuration.
-    """
+@contextmanager
+def dvc_repository() -> Iterator[Any]:
+    """DVC's object for the project in the working directory. Raises ChargptError if DVC cannot read a file of it."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo() as repo:
-            name = repo.config["core"].get("remote")
-            return Path(repo.cache.local_cache_dir), name, repo.config["remote"].get(name, {}).get("url", "")
+            yield repo
     except DvcException as error:
-        raise ChargptError(f"{one_line(error)}; correct the file, or type: git checkout .dvc/config") from None
+        raise ChargptError(
+            f"{one_line(error)}; correct the file, or run: git checkout dvc.yaml dvc.lock .dvc/config"
+        ) from None
+
+
+def _default_remote() -> tuple[Path, str | None, str]:
+    """The directory of DVC's cache, and the default remote's name and address."""
+    with dvc_repository() as repo:
+        name = repo.config["core"].get("remote")
+        return Path(repo.cache.local_cache_dir), name, repo.config["remote"].get(name, {}).get("url", "")
 
 
 def places() -> tuple[Path, Path | None]:
@@ -48,26 +56,17 @@ def private_remote() -> Path | None:
     return remote if remote and remote.is_relative_to(Path.home()) else None
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files in a directory and below it; 0 if there is none."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:  # removed meanwhile
-                continue
-    return total
-
-
-def notes() -> Iterator[str]:
-    """Yield a line for each place with more than LARGE bytes of data, with the command that frees room."""
+def large_data() -> Iterator[str]:
+    """Yield a line for the cache and for the remote if it holds more than LARGE bytes, and how to free some."""
     cache, remote = places()
     command = "dvc gc --workspace --all-commits --all-experiments"
     others = f"{command} --cloud --projects EVERY_OTHER_CLONE_THAT_USES_IT"
     for path, what, how in ((cache, "DVC's cache", command), (remote, "the default remote", others)):
-        if path and (size := size_of(path)) > LARGE:
+        size = 0
+        with suppress(OSError):  # a file was removed meanwhile
+            size = sum(file.lstat().st_size for file in path.rglob("*")) if path else 0
+        if size > LARGE:
             yield (
-                f"{what}, {path}, holds {size / 1e9:.1f} GB; to remove what no commit or experiment of this clone"
-                f" names: {how}"
+                f"{what}, {path}, holds {size / 1e9:.1f} GB. To remove what no commit or experiment of this clone uses,"
+                f" run: {how}"
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
 from chargpt.paths import METRICS
-from chargpt.project.git import git, remedy, untracked_code
+from chargpt.project.git import git, remedy, try_git, untracked_code
 from chargpt.project.outputs import require_clone
 from chargpt.project.remotes import places, relative_remote
 from chargpt.runtime.exits import one_line
@@ -58,10 +58,10 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
     known = finite_numbers(read_json(METRICS)) if Path(METRICS).is_file() else {}
     if known and objective not in known:
         yield f"{path}: objective is {objective}; it must be a key of {METRICS}: use one of {', '.join(known)}"
-    if git("remote", "get-url", ORIGIN) is None:
+    if try_git("remote", "get-url", ORIGIN) is None:
         yield f"no git remote {ORIGIN}, from which trials take the project; type: git remote add {ORIGIN} URL"
         return
-    theirs = git("ls-remote", ORIGIN, f"refs/exps/*/*/{plan.name}-*")
+    theirs = try_git("ls-remote", ORIGIN, f"refs/exps/*/*/{plan.name}-*")
     if theirs is None:
         yield f"the git remote {ORIGIN} does not answer; type: git ls-remote {ORIGIN}"
     ours = git("for-each-ref", "--format=%(objectname)%09%(refname)", f"refs/exps/*/*/{plan.name}-*")
@@ -70,9 +70,9 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
             yield f"{where} has an experiment {taken[0]} already; give the sweep another name"
     if names := untracked_code():
         yield f"{', '.join(names)}: not known to git, so no trial would have it; {remedy(names)}"
-    if (git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{path}") or "").strip():
+    if git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{path}").strip():
         yield 'edits that are not committed, so no trial would have them; type: git commit -a -m "..."'
-    if not (git("branch", "--remotes", "--contains", "HEAD") or "").strip():
+    if not git("branch", "--remotes", "--contains", "HEAD").strip():
         yield f"the present commit is not in {ORIGIN}, so no trial could fetch it; type: git push {ORIGIN} HEAD"
     if remote := relative_remote():
         yield (
@@ -101,10 +101,10 @@ def prepare(path: str | Path, new: bool = True) -> Sweep:
             raise ChargptError(f"sweep {plan.name}: it has no trial yet; type: chargpt sweep {path}")
         if lines := list(refusals(path, plan)):
             raise ChargptError(*lines)
-    url = (git("remote", "get-url", ORIGIN) or "").strip()
+    url = git("remote", "get-url", ORIGIN).strip()
     if Path(url).exists():
         url = str(Path(url).absolute())
-    return create(folder, plan, url, (git("rev-parse", "HEAD") or "").strip(), places()[0])
+    return create(folder, plan, url, git("rev-parse", "HEAD").strip(), places()[0])
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chargpt.errors import ChargptError, escape
 from chargpt.paths import CURVE, METRICS
-from chargpt.project.git import git
+from chargpt.project.git import git, try_git
 from chargpt.sweep.plan import overrides, tell
 from chargpt.sweep.study import Sweep, free_slot, locked, next_trial
 
@@ -182,7 +182,7 @@ def _experiment(sweep: Sweep, trial: Trial, folder: Path, log: Path, lock: int, 
             raise Failed(f"{_reason(log)}; look in {log}")
     commit = experiment_commit(name, folder)
     try:
-        metrics = json.loads(git("show", f"{commit}:{METRICS}", folder=folder) or "")
+        metrics = json.loads(try_git("show", f"{commit}:{METRICS}", folder=folder) or "")
         return float(metrics[sweep.plan.objective])
     except (ValueError, KeyError, TypeError):
         raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
@@ -199,7 +199,7 @@ def _push(name: str, folder: Path, log: Path) -> None:
                 raise
             time.sleep(random.uniform(0, 2**attempt / 2))
     # DVC is content if there is another experiment of this name
-    there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder) or ""
+    there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder)
     if experiment_commit(name, folder) not in there.split():
         raise ChargptError(f"{ORIGIN} has another experiment {name}; type: dvc exp remove --git-remote {ORIGIN} {name}")
 
@@ -217,5 +217,4 @@ def _report(trial: Trial, curve: Path, seen: int) -> int:
 
 def experiment_commit(name: str, folder: str | Path) -> str:
     """The commit of an experiment in a clone, or an empty string."""
-    listed = git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}", folder=folder)
-    return (listed or "").strip()
+    return git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}", folder=folder).strip()

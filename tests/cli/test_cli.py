@@ -36,7 +36,7 @@ def test_generate(folder: Path) -> None:
     assert several.stdout.count("=== sample") == 2
 
 
-def test_generate_refuses_in_one_line(folder: Path) -> None:
+def test_generate_reports_errors_in_one_line(folder: Path) -> None:
     for arguments, message in [
         (["--prompt", "xyz"], "error: character 'x' (at position 0) is not in the vocabulary of 14 characters;"),
         (["--prompt", ""], "error: generation needs a prompt of at least one character"),
@@ -53,7 +53,7 @@ def test_generate_refuses_in_one_line(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "inspect", "export"])
-def test_without_a_model_it_says_what_makes_one(tmp_path: Path, command: str) -> None:
+def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Path, command: str) -> None:
     wrong = "error: artifacts/model.safetensors: no such file"
     done = chargpt(command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -61,7 +61,7 @@ def test_without_a_model_it_says_what_makes_one(tmp_path: Path, command: str) ->
     (tmp_path / "dvc.yaml").touch()
     done = chargpt(command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{wrong}; type: dvc repro --pull (which fetches it, or makes it)\n"
+    assert done.stderr == f"{wrong}; to fetch or make it, run: dvc repro --pull\n"
     assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
 
 
@@ -116,7 +116,7 @@ def test_help_answers_without_torch(folder: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full disk")
-def test_a_full_disk_behind_standard_output(folder: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(folder: Path) -> None:
     for arguments in (["--help"], ["generate", "--help"], ["generate", "--max-tokens", "5"], ["inspect"]):
         with open("/dev/full", "w") as full:
             command = [sys.executable, "-m", "chargpt", *arguments]
@@ -130,7 +130,7 @@ def test_a_full_disk_behind_standard_output(folder: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_terminated_while_writing_a_file(folder: Path) -> None:
+def test_termination_leaves_no_partial_file(folder: Path) -> None:
     command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "100000000", "--output", "text.txt"]
     process = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -144,7 +144,7 @@ def test_terminated_while_writing_a_file(folder: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
-def test_a_name_that_cannot_be_shown(folder: Path) -> None:
+def test_a_file_name_that_is_not_utf_8(folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
     command = [sys.executable, "-m", "chargpt", "export", "--output", os.fsdecode(b"\xff.onnx")]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
@@ -187,43 +187,34 @@ def test_generate_from_and_to_a_file(folder: Path) -> None:
     assert bad.stderr == "error: prompt.txt: byte 0 is not UTF-8 text; save the prompt as UTF-8\n"
 
 
-def test_check_outside_a_clone_gives_no_advice_but_one(tmp_path: Path) -> None:
+def test_check_outside_a_clone_is_one_error(tmp_path: Path) -> None:
     done = chargpt("check", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: dvc.yaml: no such file; run from the root of a clone of chargpt\n"
 
 
-def test_export_for_onnx_runtime(folder: Path) -> None:
-    done = chargpt("export", "--output", "model.onnx", cwd=folder)
-    assert (done.returncode, (folder / "model.onnx").stat().st_size > 1000) == (0, True), done.stderr
-
-
-def test_export(folder: Path) -> None:
-    assert chargpt("export", "--output", "hf", cwd=folder).returncode == 0
-    assert (folder / "hf/config.json").is_file()
-    assert chargpt("export", "--output", "artifacts", cwd=folder).returncode == 1
-
-
-def test_export_to_one_file(folder: Path) -> None:
-    for name in ("play.html", "MODEL.GGUF"):
-        done = chargpt("export", "--output", name, cwd=folder)
-        assert (done.returncode, (folder / name).stat().st_size > 1000) == (0, True), done.stderr
-    assert "num_ctx" in (folder / "MODEL.Modelfile").read_text()
+@pytest.mark.parametrize("name", ["model.onnx", "play.html", "MODEL.GGUF", "hf"])
+def test_export(folder: Path, name: str) -> None:
+    done = chargpt("export", "--output", name, cwd=folder)
+    file = folder / ("hf/model.safetensors" if name == "hf" else name)
+    assert (done.returncode, file.stat().st_size > 1000) == (0, True), done.stderr
+    assert name != "MODEL.GGUF" or "num_ctx" in (folder / "MODEL.Modelfile").read_text()
+    assert chargpt("export", "--output", "artifacts", cwd=folder).returncode == 1  # a directory of another kind
 
 
 @pytest.mark.parametrize("name", ["play.htm", "-", "new.safetensors"])
-def test_export_to_a_format_that_is_none(folder: Path, name: str) -> None:
+def test_export_refuses_unknown_formats(folder: Path, name: str) -> None:
     done = chargpt("export", "--output", name, cwd=folder)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"--output {name}: no such format; choose a name that ends in .html, .gguf, .onnx, or a" in done.stderr
     assert not (folder / name).exists()
 
 
-def test_export_over_a_file_or_the_pipelines_own(folder: Path) -> None:
+def test_outputs_over_inputs_and_pipeline_files_are_refused(folder: Path) -> None:
     (folder / "notes").write_text("mine")
     assert "notes: is a file; choose a directory" in chargpt("export", "--output", "notes", cwd=folder).stderr
     done = chargpt("generate", "--output", "artifacts/model.safetensors", cwd=folder)
-    assert (done.returncode, "is the model itself and would replace it" in done.stderr) == (1, True)
+    assert (done.returncode, "is an input of this command and would replace it" in done.stderr) == (1, True)
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
     for name in ("artifacts/hf", "stages", "metrics"):
         (folder / name).mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import SIGNED, Run, set_value, undo
 from tests.documents import blocks
+from tests.project import exp_ref
 
 pytestmark = pytest.mark.system
 
@@ -113,11 +114,6 @@ def test_between_clones(repo: Path, run: Run, inside: In, tmp_path: Path) -> Non
     assert "train" not in ran(inside(other, "dvc", "repro", "--pull"))
     inside(other, "dvc", "checkout", "--force")
     run("git", "branch", "-D", "hot-branch")
-
-
-def exp_ref(run: Run, name: str) -> str:
-    refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
-    return next(ref for ref in refs if ref.endswith(f"/{name}")).removeprefix("refs/exps/")
 
 
 def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run) -> None:

@@ -280,7 +280,7 @@ def test_refused_before_it_starts(project: Project) -> None:
 
     (project.home / "chargpt/new.py").write_text("")
     assert said() == (
-        "error: chargpt/new.py: not known to git, so no trial would have it; type: git add chargpt/new.py\n"
+        "error: chargpt/new.py: not known to git, so no trial would have it; run: git add chargpt/new.py\n"
     )
     (project.home / "chargpt/new.py").unlink()
     set_value(project.home / "params.yaml", lr=0.02)

@@ -1,0 +1,113 @@
+"""The model's metrics at other revisions: `chargpt gate`, and the comparison in `chargpt report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from chargpt.errors import ChargptError
+from chargpt.files import finite_numbers, read_json, write_text
+from chargpt.paths import CURVE, METRICS, MODEL, TOKENS
+from chargpt.project.git import try_git
+from chargpt.project.outputs import require_outputs
+from chargpt.runtime.exits import one_line
+
+ARTIFACT = "chargpt"  # the model's name in dvc.yaml, and the first part of its version tags
+
+
+def metrics_at(revision: str) -> dict[str, float]:
+    """The numbers in the metrics file at a revision or experiment; empty if it has no such file.
+
+    Raises ChargptError if there is no such revision.
+    """
+    import dvc.api
+
+    try:
+        return finite_numbers(dvc.api.metrics_show(METRICS, rev=revision))
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # for an unknown revision, libraries of DVC and git raise errors of many types
+        raise ChargptError(
+            f"{revision}: {one_line(error)}; name one that `git log` or `dvc exp show` lists"
+            " (in CI, fetch the whole history: fetch-depth: 0)"
+        ) from None
+
+
+def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple[str, float, float, bool]]]:
+    """Compare each of the model's losses with its value at another revision. Lower is better for all of them.
+
+    against: any revision or experiment; None takes HEAD or, if no metric changed since HEAD, the commit before it.
+    max_regression: allowed rise, as a fraction of the old value; a metric that rose more is worse.
+    Returns the revision and, for each metric, (name, value there, value now, whether it is worse).
+    Raises ChargptError if there is nothing to compare with.
+    """
+    now = finite_numbers(read_json(METRICS)) if Path(METRICS).exists() else {}
+    if not now:
+        raise ChargptError(f"{METRICS}: no metrics; run: dvc repro")
+    revision = against or ("HEAD" if now != metrics_at("HEAD") else "HEAD~1")
+    before = metrics_at(revision)
+    missing = before.keys() - now.keys()
+    if missing or not before:
+        what = f"{', '.join(sorted(missing))} missing" if missing else f"no metrics at {revision}"
+        raise ChargptError(f"{METRICS}: {what}; name a revision that has it with --against, or run: dvc repro")
+    return revision, [
+        (name, old, now[name], not now[name] <= old + abs(old) * max_regression) for name, old in sorted(before.items())
+    ]
+
+
+def previous_version(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Tag and metrics of the newest version in HEAD's history whose metrics are not `figures`, or None.
+
+    A version with exactly these metrics is the same model: it was released before the pipeline ran again.
+    """
+    tags = (try_git("tag", "--merged", "HEAD", "--list", f"{ARTIFACT}@v*") or "").split()
+    for _, tag in sorted(((number, tag) for tag in tags if (number := _number(tag))), reverse=True):
+        try:
+            before = json.loads(try_git("show", f"{tag}:{METRICS}") or "")
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(before, dict) and before != figures:
+            return tag, finite_numbers(before)
+    return None
+
+
+def _number(tag: str) -> Version | None:
+    """The version that a tag names; a pre-release comes before its final version."""
+    try:
+        return Version(tag.removeprefix(f"{ARTIFACT}@"))
+    except InvalidVersion:
+        return None
+
+
+def write_report(output: Path, against: str | None = None, device: str = "auto") -> str | None:
+    """Write the page about the current model. Returns the revision that the page compares with, or None.
+
+    against: any revision or experiment; None takes the newest version in HEAD's history whose metrics differ.
+    Raises ChargptError if an output of the pipeline is missing, or if the revision has no metrics.
+    """
+    from chargpt.device import pick_device
+    from chargpt.evaluation.curve import read_curve
+    from chargpt.evaluation.page import make_report
+    from chargpt.model.file import load_model
+    from chargpt.text.tokens import read_tokens
+
+    if output.suffix.lower() != ".html":
+        raise ChargptError(f"--output {output}: not an .html file; give another path")
+    require_outputs(MODEL, TOKENS, CURVE, METRICS)
+    model, vocab = load_model(MODEL, pick_device(device))
+    train_ids, val_ids = read_tokens(TOKENS, vocab)
+    curve = read_curve(CURVE)
+    if not against:
+        previous = previous_version(read_json(METRICS))
+    else:
+        previous = (against, metrics_at(against))
+        if not previous[1]:
+            raise ChargptError(f"{against}: has no {METRICS}; name a revision that has it with --against")
+    print("evaluating the model, for some seconds", file=sys.stderr)
+    write_text(output, make_report(model, vocab, train_ids, val_ids, curve, previous).page)
+    return previous[0] if previous else None
