@@ -28,7 +28,8 @@ def override(key: str, value: bool | int | float | str | None) -> str:
     """`key=value` as `dvc exp run -S` takes it, text in Hydra's quotes."""
     if not isinstance(value, str):
         return f"{key}={json.dumps(value)}"
-    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    value = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)  # Hydra reads two backslashes as one before a quote, only there
+    return f"{key}='" + value.replace("'", "\\'") + "'"
 
 
 def legacy_settings(path: Path) -> dict[str, Any]:

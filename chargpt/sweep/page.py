@@ -3,68 +3,55 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader
+import matplotlib
+from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullFormatter
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.visualization import matplotlib as draw
 
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
 from chargpt.sweep.study import Sweep
+from chargpt.templates import render
 
 
 def write_page(sweep: Sweep, output: Path) -> None:
     """Write the page. Raises ChargptError if no trial was completed yet."""
-    complete = [trial for trial in sweep.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    trials = sweep.study.get_trials(deepcopy=False)
+    states = [trial.state.name.lower() for trial in trials]
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     if not complete:
-        raise ChargptError(f"sweep {sweep.plan.name}: no trial was completed yet; type: chargpt sweep")
-    rows = sorted(complete, key=lambda trial: trial.value or 0.0, reverse=sweep.plan.direction == "maximize")
-    states = [trial.state.name.lower() for trial in sweep.study.get_trials(deepcopy=False)]
-    page = Environment(loader=PackageLoader("chargpt.sweep", "."), autoescape=True).get_template("page.html.j2")
-    text = page.render(
-        plan=sweep.plan,
-        baseline=sweep.baseline[:10],
+        raise ChargptError(f"sweep {sweep.plan.name}: no trial has been completed; run: chargpt sweep")
+    complete.sort(key=lambda trial: trial.value or 0.0, reverse=sweep.plan.direction == "maximize")
+    text = render(
+        Path(__file__).with_name("page.html.j2"),
+        sweep=sweep,
         counts={state: states.count(state) for state in sorted(set(states))},
         pictures=dict(_pictures(sweep)),
-        names=list(sweep.plan.space),
-        rows=[(sweep.experiment(trial.number), trial.params, trial.value) for trial in rows],
-        failed=[
-            (sweep.experiment(trial.number), trial.user_attrs.get("error", "no reason is known"))
-            for trial in sweep.study.get_trials(deepcopy=False)
-            if trial.state.name == "FAIL"
-        ],
+        complete=complete,
+        failed=[trial for trial in trials if trial.state.name == "FAIL"],
     )
     write_text(output, text)
 
 
 def _pictures(sweep: Sweep) -> Iterator[tuple[str, str]]:
     """Title and SVG of each picture that Optuna can draw; importance needs at least two different trials."""
-    import warnings
-
-    import matplotlib
-    from optuna.importance import PedAnovaImportanceEvaluator
-    from optuna.visualization import matplotlib as draw
-
     matplotlib.use("agg")
-    ways: list[tuple[str, Callable[[], Any]]] = [
-        ("History", lambda: draw.plot_optimization_history(sweep.study, target_name=sweep.plan.objective)),
-        (
-            "Importance of the parameters",
-            lambda: draw.plot_param_importances(
-                sweep.study, evaluator=PedAnovaImportanceEvaluator(), target_name=sweep.plan.objective
-            ),
-        ),
-        ("Parallel coordinates", lambda: draw.plot_parallel_coordinate(sweep.study, target_name=sweep.plan.objective)),
-        ("Each parameter", lambda: draw.plot_slice(sweep.study, target_name=sweep.plan.objective)),
-    ]
+    importances = partial(draw.plot_param_importances, evaluator=PedAnovaImportanceEvaluator())
     with warnings.catch_warnings(action="ignore"), matplotlib.rc_context({"svg.hashsalt": sweep.plan.name}):
-        from matplotlib import pyplot
-        from matplotlib.ticker import LogLocator, NullFormatter
-
-        for title, way in ways:
+        for title, plot in (
+            ("History", draw.plot_optimization_history),
+            ("Importance of the parameters", importances),
+            ("Parallel coordinates", draw.plot_parallel_coordinate),
+            ("Each parameter", draw.plot_slice),
+        ):
             try:
-                way()
+                plot(sweep.study, target_name=sweep.plan.objective)
             except (ValueError, RuntimeError):  # too few trials for this picture
                 continue
             figure = pyplot.gcf()

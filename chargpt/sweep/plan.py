@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from itertools import islice, product
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chargpt.errors import ChargptError
-from chargpt.params import Params, allowed, check_params, check_value, show_value
+from chargpt.params import Params, allowed, check_value, show_value
 from chargpt.project.overrides import override
 from chargpt.project.params_file import PARAMS_FILE, read_yaml
 from chargpt.runtime.exits import one_line
 
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.distributions import BaseDistribution
-
-REHEARSED = 12  # trials; samplers begin with some at random, ten at the most
-COMBINATIONS = 1000  # that are tried before a space is taken to be without a valid one
-NAME = r"^[a-z][a-z0-9-]{0,40}$"  # a part of experiments' names and of paths
-ENTRY = "{low: ..., high: ...} with numbers, perhaps log: true or step: ..., or a list of values"
+REHEARSED = 12  # trials; samplers choose the first ones at random, ten at most
+ENGINE = "a name of Optuna's, or {name: {argument: value}}"
+COUNT = "an integer, >= 1"
 Value = bool | int | float | str | None
-# a name of Optuna's, or that name with its arguments
 Engine = str | Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]
 
 
 class Range(BaseModel):
-    """All numbers from `low` to `high`; whole numbers if both are. log: as many below as above the geometric mean."""
+    """All numbers from `low` to `high`, in steps of `step` if it is given. log: sample the logarithm uniformly."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -39,46 +36,29 @@ class Range(BaseModel):
     log: bool = False
     step: int | float | None = None
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Range:
-        if not self.low < self.high:
-            raise ValueError("low must be below high")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log needs a low above 0, and no step")
-        if self.step is not None and self.step <= 0:
-            raise ValueError("step must be above 0")
-        if isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, int | None):
-            raise ValueError("step must be a whole number, as low and high are")
-        return self
-
 
 class Plan(BaseModel):
     """The content of a sweep.yaml. The descriptions end messages that begin with "it must be"."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    name: str = Field(pattern=NAME, description="up to 41 of a-z, 0-9 and -, a letter first")
-    trials: int | None = Field(None, ge=1, le=1_000_000, description="a whole number, >= 1, <= 1000000")
+    # a part of experiments' names and of paths
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="a letter, then up to 40 of a-z, 0-9 and -")
+    trials: int | None = Field(None, ge=1, description=COUNT)
     minutes: float | None = Field(None, gt=0, description="a number, > 0")
     space: dict[str, Range | Annotated[list[Value], Field(min_length=1)]] = Field(
-        min_length=1, description=f"at least one parameter, each with {ENTRY}"
+        min_length=1,
+        description="one or more parameters, each with {low: NUMBER, high: NUMBER}, optionally log: true or a step,"
+        " or with a list of values",
     )
     fixed: dict[str, Value] = Field({}, description="parameters, each with a value")
     objective: str = Field("val_loss", description="the name of a metric")
     direction: Literal["minimize", "maximize"] = Field("minimize", description="minimize or maximize")
-    sampler: Engine = Field("TPESampler", description="a name of Optuna's, perhaps with arguments")
-    pruner: Engine = Field("NopPruner", description="a name of Optuna's, perhaps with arguments; NopPruner for none")
+    sampler: Engine = Field("TPESampler", description=ENGINE)
+    pruner: Engine = Field("NopPruner", description=f"{ENGINE}; NopPruner for none")
     executor: Literal["local", "slurm"] = Field("local", description="local or slurm")
-    workers: int = Field(1, ge=1, le=1000, description="a whole number, >= 1, <= 1000")
+    workers: int = Field(1, ge=1, le=1000, description=f"{COUNT}, <= 1000")
     slurm: dict[str, Any] = Field({}, description="submitit's parameters, each with a value")
-
-    @model_validator(mode="after")
-    def _ends(self) -> Plan:
-        if self.trials is None and self.minutes is None:
-            raise ValueError("trials or minutes must say when the sweep ends")
-        if self.pruner != "NopPruner" and self.objective != "val_loss":
-            raise ValueError("a pruner watches the training curve, so the objective must be val_loss")
-        return self
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -87,130 +67,67 @@ def load_plan(path: str | Path) -> Plan:
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:
-        raise ChargptError(*_lines(path, content, error)) from None
-    for key, value in [*_extremes(plan.space), *plan.fixed.items()]:
+        lines = dict.fromkeys(_problem(content, str(problem["loc"][0])) for problem in error.errors())
+        raise ChargptError(*(f"{path}: {line}; see docs/sweeps.md" for line in lines)) from None
+    if plan.trials is None and plan.minutes is None:
+        raise ChargptError(f"{path}: neither trials nor minutes limits the sweep; set one of them")
+    if plan.pruner != "NopPruner" and plan.objective != "val_loss":
+        raise ChargptError(f"{path}: a pruner follows the training curve; set objective to val_loss")
+    given = {key: [value] for key, value in plan.fixed.items()}
+    for key, entry in plan.space.items():
+        given[key] = entry if isinstance(entry, list) else [entry.low, entry.high, entry.step or entry.low]
+    for key, values in given.items():
         if key not in Params.model_fields:
-            raise ChargptError(f"{path}: {key} is no parameter; use those of {PARAMS_FILE}")
-        check_value(key, value, str(path))
-        if isinstance(value, str) and "\0" in value:
-            raise ChargptError(f"{path}: {key} holds the character 0, which no command can be given; leave it out")
+            raise ChargptError(f"{path}: {key} is not a parameter; use one of {PARAMS_FILE}")
+        for value in values:
+            check_value(key, value, str(path))
     if both := set(plan.space) & set(plan.fixed):
         raise ChargptError(f"{path}: {min(both)} is in space and in fixed; keep only one of them")
-    _require_a_valid_combination(path, plan)
-    make_engine("pruners", plan.pruner, path)
-    _try_sampler(path, plan)
+    _rehearse(path, plan)
     return plan
 
 
-def _try_sampler(path: str | Path, plan: Plan) -> None:
-    """Raise ChargptError if the sampler cannot choose values from this space: it may lack a package, for example."""
-    import optuna
+def _problem(content: Mapping[str, Any], key: str) -> str:
+    if key not in Plan.model_fields:
+        return f"unknown key {show_value(key)}; the keys are {', '.join(Plan.model_fields)}"
+    found = show_value(content[key]) if key in content else "missing"
+    return f"{key} is {found}; it must be {Plan.model_fields[key].description}"
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = make_engine("samplers", plan.sampler, path)
-    study = optuna.create_study(sampler=sampler, direction=plan.direction)
+
+def _rehearse(path: str | Path, plan: Plan) -> None:
+    """Raise ChargptError if Optuna cannot search this space with this sampler, which may lack a package."""
     try:
-        for loss in range(REHEARSED):
-            with warnings.catch_warnings(action="ignore"):
-                tell(study, study.ask(distributions(plan)), "COMPLETE", float(loss))
-    except Exception as error:  # of many types, by the sampler
-        raise ChargptError(
-            f"{path}: {type(sampler).__name__} fails with this space: {one_line(error) or type(error).__name__};"
-            " look in Optuna's documentation"
-        ) from None
+        with warnings.catch_warnings(action="ignore"):
+            make_engine(optuna.pruners, plan.pruner)
+            study = optuna.create_study(sampler=make_engine(optuna.samplers, plan.sampler), direction=plan.direction)
+            for loss in range(REHEARSED):
+                record(study, study.ask(distributions(plan)), TrialState.COMPLETE, loss)
+    except Exception as error:  # of many types, by Optuna and the packages that it loads
+        raise ChargptError(f"{path}: Optuna: {one_line(error)}; see Optuna's documentation") from None
 
 
-def tell(study: Study, trial: Trial, state: str, value: float | None = None) -> None:
-    """Record how a trial ended. state: a name of Optuna's TrialState."""
-    from optuna.trial import TrialState
-
+def record(study: optuna.Study, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
+    """Record how a trial ended."""
     try:
-        study.tell(trial, value, state=TrialState[state])
+        study.tell(trial, value, state=state)
     except RuntimeError as error:  # the trial is recorded; a sampler that has tried everything ends Optuna's own loop
         if "Study.stop" not in str(error):
             raise
 
 
-def _require_a_valid_combination(path: str | Path, plan: Plan) -> None:
-    """Raise ChargptError if params.yaml would refuse every combination of the values, as far as a few of them tell."""
-    values: dict[str, list[Value]] = {key: [] for key in plan.space}
-    for key, value in _extremes(plan.space):
-        values[key].append(value)
-    present = read_yaml(Path(PARAMS_FILE)) | plan.fixed
-    refused = None
-    for combination in islice(product(*values.values()), COMBINATIONS):
-        try:
-            check_params(present | dict(zip(values, combination, strict=True)), path)
-            return
-        except ChargptError as error:
-            refused = refused or error
-    if refused:
-        raise refused
-
-
-def _extremes(space: Mapping[str, Range | list[Value]]) -> Iterator[tuple[str, Value]]:
-    """The lowest and highest value of each range, and every value of each list."""
-    for key, values in space.items():
-        for value in (values.low, values.high) if isinstance(values, Range) else values:
-            yield key, value
-
-
-def _lines(path: str | Path, content: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """A line for each key of the file, and of the space."""
-    lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
-        first, entry = (*problem["loc"], "", "")[:2]
-        key = str(first)
-        in_space = key == "space" and entry != ""
-        where = f"space.{entry}" if in_space else key
-        if problem["type"] == "value_error":  # says more than that the value is no list either
-            lines[where] = f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}"
-            continue
-        if problem["loc"][-1:] == ("[key]",):
-            what = f"{where}: {show_value(entry)} is no parameter; use those of {PARAMS_FILE}"
-        elif in_space:
-            what = f"{where} is {show_value(content[key][entry])}; it must be {ENTRY}"
-        elif key not in Plan.model_fields:
-            what = f"unknown key {show_value(key)}; the keys are {', '.join(Plan.model_fields)}"
-        elif problem["type"] == "missing":
-            what = f"key {key} is missing; it must be {Plan.model_fields[key].description}"
-        else:
-            what = f"{key} is {show_value(content[key])}; it must be {Plan.model_fields[key].description}"
-        lines.setdefault(where, what)
-    return [f"{path}: {line}; look in docs/sweeps.md" for line in list(lines.values())[:4]]
-
-
-def make_engine(
-    kind: Literal["samplers", "pruners"], engine: Engine, path: str | Path = "sweep.yaml", seed_plus: int = 0
-) -> Any:
-    """Optuna's sampler or pruner of this name, with these arguments. Raises ChargptError if there is none.
+def make_engine(module: ModuleType, engine: Engine, seed_plus: int = 0) -> Any:
+    """The sampler or pruner of a sweep.yaml. module: optuna.samplers or optuna.pruners.
 
     seed_plus: added to the argument `seed`, because each trial makes its own sampler.
     """
-    import optuna
-
-    name, arguments = (engine, {}) if isinstance(engine, str) else next(iter(engine.items()), ("", {}))
+    name, arguments = (engine, {}) if isinstance(engine, str) else next(iter(engine.items()))
     if isinstance(arguments.get("seed"), int) and name != "GridSampler":  # its seed is the order of the grid
         arguments = arguments | {"seed": arguments["seed"] + seed_plus}
-    module = getattr(optuna, kind)
-    known = [
-        known for known in module.__all__ if known.endswith(("Sampler", "Pruner")) and not known.startswith("Base")
-    ]
-    if name not in known:
-        raise ChargptError(f"{path}: {kind[:-1]} is {show_value(name)}; try one of {', '.join(known)}")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # that an engine is new
-            return getattr(module, name)(**arguments)
-    except Exception as error:  # of many types, by an engine that was given wrong arguments
-        raise ChargptError(
-            f"{path}: {kind[:-1]} {name}: {one_line(error) or type(error).__name__}; look in Optuna's documentation"
-        ) from None
+    return getattr(module, name)(**arguments)
 
 
 def distributions(plan: Plan) -> dict[str, BaseDistribution]:
     """The space in Optuna's terms."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
     made: dict[str, BaseDistribution] = {}
     for key, values in plan.space.items():
         if isinstance(values, list):
@@ -222,15 +139,11 @@ def distributions(plan: Plan) -> dict[str, BaseDistribution]:
     return made
 
 
-def overrides(plan: Plan, chosen: Mapping[str, Value]) -> list[str]:
-    """What a trial changes, as `dvc exp run -S` takes it. chosen: by the sampler, a value for each key of the space.
+def overrides(plan: Plan, values: Mapping[str, Value]) -> list[str]:
+    """Parameters of a trial, each as `dvc exp run -S` takes it.
 
     Numbers from a range keep six digits, so that they can be read and typed.
     """
-    values = dict(plan.fixed)
-    for key, value in chosen.items():
-        between = plan.space[key]
-        if isinstance(between, Range) and isinstance(value, float):
-            value = min(max(float(f"{value:.6g}"), between.low), between.high)
-        values[key] = value
-    return [override(key, value) for key, value in values.items()]
+    ranges = [key for key, chosen in plan.space.items() if isinstance(chosen, Range)]
+    short = {key: float(f"{values[key]:.6g}") for key in ranges if isinstance(values.get(key), float)}
+    return [override(key, value) for key, value in (dict(values) | short).items()]

@@ -6,32 +6,37 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from submitit import AutoExecutor, Executor, Job
+from submitit.core.utils import FailedJobError
+from submitit.helpers import Checkpointable
 
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
 from chargpt.paths import METRICS
-from chargpt.project.git import git, remedy, try_git, untracked_code
+from chargpt.project.git import git, remedy, untracked_code
 from chargpt.project.outputs import require_clone
 from chargpt.project.remotes import places, relative_remote
-from chargpt.runtime.exits import one_line
-from chargpt.sweep.plan import Plan, load_plan
-from chargpt.sweep.study import Sweep, abandoned, busy_slots, create, has_begun, open_sweep, running, spent
-from chargpt.sweep.trial import DVC, ORIGIN, Stopped, experiment_commit, run_trial
-
-if TYPE_CHECKING:
-    from submitit import Executor, Job
+from chargpt.runtime.exits import Terminated, one_line
+from chargpt.sweep.plan import Plan, load_plan, overrides
+from chargpt.sweep.study import STOP, Sweep, abandoned, busy_slots, create, has_begun, open_sweep, spent
+from chargpt.sweep.trial import ERROR, ORIGIN, Stopped, experiment_commit, run_trial
 
 SWEEPS = Path(".dvc/tmp/sweeps")
-LOOK_EVERY_S = 2.0
+JOB = "chargpt-"  # how the names of jobs start
+POLL_S = 2.0  # seconds between looks at the workers and the trials
 LONGEST_MIN = 30 * 24 * 60  # minutes that a worker may take; for Slurm, the plan may name fewer
 
 
-class Worker:
-    """What submitit runs: trials, one after the other, until the budget is spent."""
+class Worker(Checkpointable):
+    """What submitit runs: trials, one after the other, until the budget is spent.
+
+    After a time limit or a pre-emption, submitit submits it again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,42 +47,31 @@ class Worker:
             while run_trial(open_sweep(self.folder), since):
                 pass
 
-    def checkpoint(self) -> Any:
-        """What submitit submits again after a time limit or a pre-emption: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
 
 def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
-    """Yield a line for each thing that would make every trial fail or lose its result; the line says what to type.
+    """Yield a line for each thing that would make every trial fail or lose its result, with the command to run.
 
-    path: of the sweep.yaml, which trials do not read.
+    path: of the sweep.yaml, which trials do not read. Raises ChargptError if git fails, as without a remote `origin`.
     """
     objective = plan.objective
     known = finite_numbers(read_json(METRICS)) if Path(METRICS).is_file() else {}
     if known and objective not in known:
         yield f"{path}: objective is {objective}; it must be a key of {METRICS}: use one of {', '.join(known)}"
-    if try_git("remote", "get-url", ORIGIN) is None:
-        yield f"no git remote {ORIGIN}, from which trials take the project; type: git remote add {ORIGIN} URL"
-        return
-    theirs = try_git("ls-remote", ORIGIN, f"refs/exps/*/*/{plan.name}-*")
-    if theirs is None:
-        yield f"the git remote {ORIGIN} does not answer; type: git ls-remote {ORIGIN}"
-    ours = git("for-each-ref", "--format=%(objectname)%09%(refname)", f"refs/exps/*/*/{plan.name}-*")
+    git("remote", "get-url", ORIGIN)  # names the remote if there is none, which ls-remote does not
+    pattern = f"refs/exps/*/*/{plan.name}-*"
+    theirs, ours = git("ls-remote", ORIGIN, pattern), git("for-each-ref", pattern)
     for where, listed in ((ORIGIN, theirs), ("this project", ours)):
-        if taken := re.findall(rf"/({plan.name}-\d+)$", listed or "", re.MULTILINE):
-            yield f"{where} has an experiment {taken[0]} already; give the sweep another name"
+        if taken := re.findall(rf"/({plan.name}-\d+)$", listed, re.MULTILINE):
+            yield f"{where} already has an experiment {taken[0]}; give the sweep another name"
     if names := untracked_code():
-        yield f"{', '.join(names)}: not known to git, so no trial would have it; {remedy(names)}"
-    if git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{path}").strip():
-        yield 'edits that are not committed, so no trial would have them; type: git commit -a -m "..."'
-    if not git("branch", "--remotes", "--contains", "HEAD").strip():
-        yield f"the present commit is not in {ORIGIN}, so no trial could fetch it; type: git push {ORIGIN} HEAD"
+        yield f"{', '.join(names)}: untracked, so no trial would have it; {remedy(names)}"
+    changed = git("diff", "--name-only", "--relative", "-z", "HEAD").split("\0")[:-1]
+    if names := [name for name in changed if Path(name).resolve() != Path(path).resolve()]:
+        yield f'{", ".join(names)}: not committed, so no trial would have the changes; run: git commit -a -m "..."'
     if remote := relative_remote():
         yield (
-            f"the DVC remote {remote} has a relative path, which means another place in each clone; type:"
-            f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another full path)"
+            f"the DVC remote {remote} has a relative path, which means another directory in each clone; run:"
+            f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another absolute path)"
         )
 
 
@@ -86,62 +80,52 @@ def prepare(path: str | Path, new: bool = True) -> Sweep:
 
     Raises ChargptError with what stands in the way.
     """
-    for package in ("optuna", "submitit"):
-        try:
-            __import__(package)
-        except ImportError:
-            raise ChargptError(
-                f"{package} is not installed; type: pip install -c constraints.txt -e '.[sweep]'"
-            ) from None
     plan = load_plan(path)
     require_clone()
     folder = (SWEEPS / plan.name).absolute()
     if not has_begun(folder):
         if not new:
-            raise ChargptError(f"sweep {plan.name}: it has no trial yet; type: chargpt sweep {path}")
+            raise ChargptError(f"sweep {plan.name}: no trial has begun; run: chargpt sweep {path}")
         if lines := list(refusals(path, plan)):
             raise ChargptError(*lines)
-    url = git("remote", "get-url", ORIGIN).strip()
-    if Path(url).exists():
-        url = str(Path(url).absolute())
-    return create(folder, plan, url, git("rev-parse", "HEAD").strip(), places()[0])
+    return create(folder, plan, git("rev-parse", "HEAD").strip(), places()[0])
 
 
-def run(sweep: Sweep, say: Callable[[str], None]) -> None:
+def run(sweep: Sweep, report: Callable[[str], None]) -> None:
     """Run workers until the budget is spent and every trial has ended. Experiments come home as they finish.
 
-    say: shows a line to the user. After an interruption, workers on this machine save and end, those of Slurm go on;
-    the same call goes on with both.
+    report: shows a line to the user. After an interruption, workers on this machine save and end, those of Slurm go on;
+    the same call continues with both.
     """
-    executor = _executor(sweep)
+    executor = make_executor(sweep)
     jobs: list[Job[None]] = []
     shown: set[int] = set()
-    sweep.stop.unlink(missing_ok=True)
-    say(f"sweep {sweep.plan.name}: logs in {sweep.folder}")
+    stop = sweep.folder / STOP
+    stop.unlink(missing_ok=True)
+    report(f"sweep {sweep.plan.name}: logs in {sweep.folder}")
     try:
         while True:
             for job in jobs:
                 require_no_error(job, sweep.folder / "jobs")
-            missing = sweep.plan.workers - alive(sweep, jobs)
-            if missing > 0 and not spent(sweep) and (not jobs or missing == sweep.plan.workers):
-                jobs += [_start(executor, sweep) for _ in range(missing)]
-            elif missing == sweep.plan.workers and abandoned(sweep):
-                jobs.append(_start(executor, sweep))
-            over = spent(sweep) and not running(sweep)
+            working = alive(sweep, jobs)
+            if not working or not jobs:
+                wanted = abandoned(sweep) if spent(sweep) else sweep.plan.workers
+                jobs += [_start(executor, sweep) for _ in range(working, wanted)]
+            over = spent(sweep) and not sweep.running()
             for line in bring_home(sweep, shown):
-                say(line)
+                report(line)
             if over:
                 return
-            time.sleep(LOOK_EVERY_S)
-    except (KeyboardInterrupt, SystemExit):
-        say("stopping; the same command continues")
+            time.sleep(POLL_S)
+    except (KeyboardInterrupt, Terminated):
+        report("Stopping. Run the same command to continue.")
         raise
     finally:
         if sweep.plan.executor == "local":
-            sweep.stop.touch()
-            while any(not job.done() for job in jobs):
+            stop.touch()
+            while not all(job.done() for job in jobs):
                 time.sleep(0.1)
-            sweep.stop.unlink(missing_ok=True)
+            stop.unlink(missing_ok=True)
 
 
 def _start(executor: Executor, sweep: Sweep) -> Job[None]:
@@ -158,41 +142,34 @@ def require_no_error(job: Job[Any], folder: Path) -> None:
 
     folder: of the logs.
     """
-    from submitit.core.utils import FailedJobError
-
     error = job.exception() if job.done() else None
-    if isinstance(error, FailedJobError):
-        said = re.findall(r"(?m)^[\w.]*Error\b.*", str(error)) or ["no reason is known"]
-        reason = one_line(Exception(said[-1])).removeprefix("chargpt.errors.ChargptError: ")
-        raise ChargptError(f"a worker failed: {reason}; look in {folder}")
+    if isinstance(error, FailedJobError):  # its message holds a traceback
+        reasons = re.findall(r"(?m)^(?:chargpt\.errors\.ChargptError: |(?=[\w.]*Error\b))(.*)", str(error))
+        raise ChargptError(f"a worker failed: {(reasons or ['unknown reason'])[-1]}; see {folder}")
 
 
-def alive(sweep: Sweep, jobs: Sequence[Job[None]]) -> int:
+def alive(sweep: Sweep, jobs: list[Job[None]]) -> int:
     """The number of workers that run or wait to run, those of an earlier call included."""
     if sweep.plan.executor == "slurm":
-        command = ["squeue", "--noheader", "--format=%i", f"--name={job_name(sweep.plan)}"]
+        command = ["squeue", "--noheader", "--format=%i", f"--name={JOB}{sweep.plan.name}"]
         listed = subprocess.run(command, capture_output=True, text=True)
         if listed.returncode:
-            raise ChargptError(f"Slurm does not answer: {one_line(Exception(listed.stderr))}; type: sinfo")
+            raise ChargptError(f"squeue failed: {' '.join(listed.stderr.split())}; run: sinfo")
         return len(listed.stdout.split())
-    return max(busy_slots(sweep.folder), sum(not job.done() for job in jobs))
+    return max(len(busy_slots(sweep.folder)), sum(not job.done() for job in jobs))
 
 
-def job_name(plan: Plan) -> str:
-    """The name of a sweep's jobs."""
-    return f"chargpt-{plan.name}"
-
-
-def _executor(sweep: Sweep) -> Executor:
-    from submitit import AutoExecutor
-
+def make_executor(sweep: Sweep) -> Executor:
+    """What starts workers. Raises ChargptError without Slurm, or if submitit does not know a parameter."""
     plan = sweep.plan
-    executor = AutoExecutor(folder=sweep.folder / "jobs", cluster=plan.executor)
-    wanted = {"name": job_name(plan), "timeout_min": LONGEST_MIN} | (plan.slurm if plan.executor == "slurm" else {})
+    wanted = {"name": f"{JOB}{plan.name}", "timeout_min": LONGEST_MIN} | (
+        plan.slurm if plan.executor == "slurm" else {}
+    )
     try:
+        executor = AutoExecutor(folder=sweep.folder / "jobs", cluster=plan.executor)
         executor.update_parameters(**wanted)
-    except (AssertionError, NameError, TypeError, ValueError) as error:
-        raise ChargptError(f"slurm: {one_line(error)}; look in submitit's documentation for its parameters") from None
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        raise ChargptError(f"{plan.executor}: {one_line(error)}; see submitit's documentation") from None
     return executor
 
 
@@ -202,27 +179,15 @@ def bring_home(sweep: Sweep, shown: set[int]) -> Iterator[str]:
         if trial.number in shown or not trial.state.is_finished():
             continue
         name = sweep.experiment(trial.number)
-        what = trial.state.name.lower()
-        if what == "complete":
-            if not experiment_commit(name, "."):
-                fetch(name)
-            what = f"{sweep.plan.objective} {trial.value:.6f}"
-        elif what == "fail":
-            what = f"failed: {trial.user_attrs.get('error', 'no reason is known')}"
+        outcome = trial.state.name.lower()
+        if outcome == "complete":
+            if not experiment_commit(sweep, name, "."):
+                git("fetch", "--quiet", ORIGIN, f"{sweep.ref(name)}:{sweep.ref(name)}")
+            outcome = f"{sweep.plan.objective} {trial.value:.6f}"
+        elif outcome == "fail":
+            outcome = f"failed: {trial.user_attrs[ERROR]}"
         shown.add(trial.number)
-        values = ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in trial.params.items()
-        )
-        yield f"{name}: {values}: {what}"
-
-
-def fetch(name: str) -> None:
-    """Bring an experiment home. Raises ChargptError if DVC cannot."""
-    command = [*DVC, "exp", "pull", "--quiet", ORIGIN, name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ChargptError(f"{name}: DVC cannot fetch it: {one_line(Exception(done.stderr))}; type: chargpt check")
+        yield f"{name}: {', '.join(overrides(sweep.plan, trial.params))}: {outcome}"
 
 
 def best(sweep: Sweep) -> str:
@@ -230,6 +195,6 @@ def best(sweep: Sweep) -> str:
     try:
         trial = sweep.study.best_trial
     except ValueError:
-        raise ChargptError("no trial was completed; look above for the reasons") from None
+        raise ChargptError("no trial was completed; see the reasons above") from None
     name = sweep.experiment(trial.number)
     return f"best: {name}, {sweep.plan.objective} {trial.value:.6f}; next: dvc exp apply {name}"

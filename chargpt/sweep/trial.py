@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import TrialState
 
 from chargpt.errors import ChargptError, escape
+from chargpt.evaluation.curve import read_curve
 from chargpt.paths import CURVE, METRICS
-from chargpt.project.git import git, try_git
-from chargpt.sweep.plan import overrides, tell
-from chargpt.sweep.study import Sweep, free_slot, locked, next_trial
+from chargpt.project.git import git, try_git, without_credentials
+from chargpt.sweep.plan import overrides, record
+from chargpt.sweep.study import STOP, Sweep, free_slot, next_trial
 
-if TYPE_CHECKING:
-    from optuna import Trial
-
-LOOK_EVERY_S = 1.0  # at the curve, and whether to stop
-PUSHES = 8  # attempts; git refuses a push while another one changes the same references
+POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
+PUSHES = 6  # attempts; git refuses a push while another one changes the same references
 ORIGIN = "origin"  # the git remote
-STATES = ".dvc/tmp/chargpt"  # saved states of trainings, in a clone
-DATA_STAGE = "migrate"  # it and the stages before it depend on the data alone
+CHECKPOINTS = ".dvc/tmp/chargpt"  # of trainings, in a clone
 ERROR = "error"  # attribute of a trial: why it failed
+DVC = [sys.executable, "-m", "dvc"]
 
 
 class Stopped(ChargptError):
-    """The sweep was interrupted. The trial goes on when a process takes its clone again."""
-
-    def __init__(self) -> None:
-        super().__init__("stopped, because the sweep was; the same command continues")
+    """The sweep was interrupted. The trial continues when a process takes its clone again."""
 
 
 class Failed(ChargptError):
@@ -45,11 +41,11 @@ class Failed(ChargptError):
 
 
 def run_trial(sweep: Sweep, since: float | None = None) -> str:
-    """Run one trial, or go on with an interrupted one. Returns a line about it; empty if the budget is spent.
+    """Run one trial, or continue an interrupted one. Returns a line about it; empty if the budget is spent.
 
     since: a request to stop counts if it is younger, in seconds since 1970; by default, than this call.
     A trial that fails is recorded with the reason. After any other error, Stopped or an exception of a signal, the
-    trial stays unfinished: it goes on when a process takes its clone again.
+    trial stays unfinished: it continues when a process takes its clone again.
     """
     since = time.time() if since is None else since
     with free_slot(sweep) as (slot, lock):
@@ -57,99 +53,92 @@ def run_trial(sweep: Sweep, since: float | None = None) -> str:
         if trial is None:
             return ""
         name = sweep.experiment(trial.number)
-        log = sweep.folder / f"{name}.log"
+        folder, log = sweep.folder / f"slots/{slot}", sweep.folder / f"{name}.log"
         try:
-            folder = _clone(sweep, slot, log)
-            value = _experiment(sweep, trial, folder, log, lock, since)
-            if value is not None:
-                _push(name, folder, log)
-                _intact(folder).touch()
+            if not experiment_commit(sweep, name, folder / ".git"):  # otherwise only the push was interrupted
+                _clone(sweep, folder, log)
+                if not _experiment(sweep, trial, folder, log, lock, since):
+                    record(sweep.study, trial, TrialState.PRUNED)
+                    return f"{name}: pruned"
+            value = _objective(sweep, name, folder)
+            _push(sweep, name, folder, log)
         except Failed as error:
-            return _failed(sweep, trial, name, error)
-        if value is None:
-            tell(sweep.study, trial, "PRUNED")
-            return f"{name}: pruned"
-        tell(sweep.study, trial, "COMPLETE", value)
+            trial.set_user_attr(ERROR, str(error))
+            record(sweep.study, trial, TrialState.FAIL)
+            return f"{name}: failed: {escape(error)}"
+        record(sweep.study, trial, TrialState.COMPLETE, value)
     return f"{name}: {sweep.plan.objective} {value:.6f}"
 
 
-def _failed(sweep: Sweep, trial: Trial, name: str, error: ChargptError) -> str:
-    trial.set_user_attr(ERROR, str(error))
-    tell(sweep.study, trial, "FAIL")
-    return f"{name}: failed: {escape(str(error))}"
+def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
+    """Make the clone anew, at the baseline, because any file of it may be half-written. Checkpoints are kept."""
+    checkpoints = folder.with_suffix(".checkpoints")
+    checkpoints.mkdir(exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    _run(["git", "clone", "--quiet", str(sweep.home), str(folder)], sweep.folder, log)
+    _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
+    _run([*DVC, "cache", "dir", "--local", sweep.cache], folder, log)
+    (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
+    (folder / CHECKPOINTS).symlink_to(checkpoints)
 
 
-def _intact(folder: Path) -> Path:
-    """The file that says of a clone that the last trial in it was completed: nothing was interrupted in a write."""
-    return folder.with_suffix(".intact")
+def origin(home: Path) -> str:
+    """The URL of the git remote to which trials push. It may hold a token, so it is neither printed nor stored."""
+    url = git("remote", "get-url", ORIGIN, folder=home).strip()
+    return str(home / url) if (home / url).exists() else url
 
 
-def _clone(sweep: Sweep, slot: int, log: Path) -> Path:
-    """The clone of a slot at the baseline, its configuration that of the sweep.
-
-    It is made anew if it may not be intact. Saved states of trainings are kept.
-    """
-    folder = sweep.folder / "slots" / str(slot)
-    if not _intact(folder).exists():
-        states, kept = folder / STATES, folder.with_suffix(".states")
-        if states.exists() and not kept.exists():
-            os.replace(states, kept)
-        shutil.rmtree(folder, ignore_errors=True)
-        _run(["git", "clone", "--quiet", sweep.git_url, str(folder)], sweep.folder, log)
-        _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
-        _run([*DVC, "cache", "dir", "--local", str(sweep.cache)], folder, log)
-        if kept.exists():
-            states.parent.mkdir(exist_ok=True)
-            os.replace(kept, states)
-    _intact(folder).unlink(missing_ok=True)
-    with locked(sweep.folder / "data.lock"):  # the first one prepares the data for all
-        _run([*DVC, "repro", DATA_STAGE], folder, log)
-    _run(["git", "reset", "--quiet", "--hard", sweep.baseline], folder, log)
-    return folder
-
-
-DVC = [sys.executable, "-m", "dvc"]
-
-
-def _run(command: Sequence[str], folder: Path, log: Path) -> None:
-    """Run a command; its output goes to the log. Raises ChargptError if it fails."""
-    with log.open("ab") as output:
-        output.write(f"$ {' '.join(command)}\n".encode())
-        output.flush()
-        with _process(command, folder, output) as process:
-            while process.poll() is None:
-                time.sleep(0.05)
-    if process.returncode:
-        raise ChargptError(f"{_reason(log)}; look in {log}")
+def _run(command: list[str], folder: Path, log: Path) -> None:
+    """Run a command; its output goes to the log, without passwords in URLs. Raises ChargptError if it fails."""
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text = f"$ {' '.join(command)}\n{done.stdout.decode('utf-8', 'replace')}"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(without_credentials(text))
+    if done.returncode:
+        raise ChargptError(f"{_reason(log)}; see {log}")
 
 
 def _reason(log: Path) -> str:
     """The last error in a log, in one line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("$ ", "Having any troubles?"))]
+    lines = re.findall(r"(?m)^(?!\$ |Having any troubles)[ \t]*(\S.*?)[ \t\r]*$", log.read_text("utf-8", "replace"))
     errors = [line for line in lines if line.lower().startswith(("error:", "fatal:"))]
-    own = [line for line in errors if line.startswith("error: ")]  # what a stage said, before DVC says that it failed
+    own = [line for line in errors if line.startswith("error: ")]  # what a stage reported, before DVC's summary
     return (own or errors or lines or ["no output"])[-1]
 
 
-@contextlib.contextmanager
-def _process(command: Sequence[str], folder: Path, output: Any, *pass_on: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, which does not outlive this context: it gets SIGTERM, so that it saves.
+def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock: int, since: float) -> bool:
+    """Run the experiment; return whether it was completed rather than pruned. Raises Failed if DVC fails.
 
-    pass_on: descriptors that it gets.
+    lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
     """
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, process_group=0, pass_fds=pass_on
-    )
+    command = [*DVC, "exp", "run", "--name", sweep.experiment(trial.number)]
+    for change in overrides(sweep.plan, sweep.plan.fixed | trial.params):
+        command += ["-S", change]
+    (folder / CURVE).unlink(missing_ok=True)  # the baseline's
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, process_group=0, pass_fds=[lock]
+        )
+    reported, request = 0, sweep.folder / STOP
     try:
-        yield process
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            if request.exists() and request.stat().st_mtime >= since:
+                raise Stopped("Sweep stopped. Run the same command to continue.")
+            reported = _report(trial, folder / CURVE, reported)
+            if trial.should_prune():
+                return False
     finally:
         if process.poll() is None:
             stop(process)
+    if process.returncode:
+        raise Failed(f"{_reason(log)}; see {log}")
+    return True
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Send SIGTERM to the group, and wait until no process of it is left."""
+    """Send SIGTERM to the process group, so that a training saves, and wait until no process of it is left."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         while True:
@@ -158,38 +147,28 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
 
 
-def _experiment(sweep: Sweep, trial: Trial, folder: Path, log: Path, lock: int, since: float) -> float | None:
-    """Run the experiment, and return the objective; None if it was pruned. Raises Failed if DVC ends with an error.
-
-    lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
-    """
-    name = sweep.experiment(trial.number)
-    changes = overrides(sweep.plan, trial.params)
-    if not experiment_commit(name, folder):
-        command = [*DVC, "exp", "run", "--name", name, *(word for change in changes for word in ("-S", change))]
-        (folder / CURVE).unlink(missing_ok=True)  # of another trial
-        with log.open("ab") as output, _process(command, folder, output, lock) as process:
-            seen = 0
-            while process.poll() is None:
-                time.sleep(LOOK_EVERY_S)
-                if sweep.stop.exists() and sweep.stop.stat().st_mtime >= since:
-                    raise Stopped
-                seen = _report(trial, folder / CURVE, seen)
-                if trial.should_prune():
-                    stop(process)
-                    return None
-        if process.returncode:
-            raise Failed(f"{_reason(log)}; look in {log}")
-    commit = experiment_commit(name, folder)
+def _report(trial: optuna.Trial, curve: Path, reported: int) -> int:
+    """Report the rows of the curve after the first ones to Optuna; return the number of rows reported so far."""
     try:
-        metrics = json.loads(try_git("show", f"{commit}:{METRICS}", folder=folder) or "")
-        return float(metrics[sweep.plan.objective])
+        rows = read_curve(curve)[reported:]
+    except (ChargptError, OSError):  # not there yet, or not readable over NFS for a moment
+        return reported
+    for row in rows:
+        trial.report(row.val_loss, row.step)
+    return reported + len(rows)
+
+
+def _objective(sweep: Sweep, name: str, folder: Path) -> float:
+    metrics = git("show", f"{sweep.ref(name)}:{METRICS}", folder=folder)
+    try:
+        return float(json.loads(metrics)[sweep.plan.objective])
     except (ValueError, KeyError, TypeError):
         raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
 
 
-def _push(name: str, folder: Path, log: Path) -> None:
+def _push(sweep: Sweep, name: str, folder: Path, log: Path) -> None:
     """Send an experiment to origin. Raises ChargptError if it does not arrive."""
+    git("remote", "set-url", ORIGIN, origin(sweep.home), folder=folder)
     for attempt in range(PUSHES):
         try:
             _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
@@ -200,21 +179,10 @@ def _push(name: str, folder: Path, log: Path) -> None:
             time.sleep(random.uniform(0, 2**attempt / 2))
     # DVC is content if there is another experiment of this name
     there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder)
-    if experiment_commit(name, folder) not in there.split():
-        raise ChargptError(f"{ORIGIN} has another experiment {name}; type: dvc exp remove --git-remote {ORIGIN} {name}")
+    if experiment_commit(sweep, name, folder) not in there.split():
+        raise ChargptError(f"{ORIGIN} has another experiment {name}; run: dvc exp remove --git-remote {ORIGIN} {name}")
 
 
-def _report(trial: Trial, curve: Path, seen: int) -> int:
-    """Tell Optuna the rows of the curve after the first `seen`; return the number of rows."""
-    try:
-        rows = list(csv.DictReader(curve.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
-    except OSError:
-        return seen
-    for row in rows[seen:]:
-        trial.report(float(row["val_loss"]), int(row["step"]))
-    return len(rows)
-
-
-def experiment_commit(name: str, folder: str | Path) -> str:
-    """The commit of an experiment in a clone, or an empty string."""
-    return git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}", folder=folder).strip()
+def experiment_commit(sweep: Sweep, name: str, folder: str | Path) -> str:
+    """The commit of an experiment in a clone; empty if there is none, or no intact clone."""
+    return (try_git("for-each-ref", "--format=%(objectname)", sweep.ref(name), folder=folder) or "").strip()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import to_hydra_overrides
 
 from chargpt.errors import ChargptError
 from chargpt.project.overrides import continue_training, legacy_settings, override
@@ -14,18 +15,14 @@ from chargpt.project.overrides import continue_training, legacy_settings, overri
 SIZES = {"vocab_size": 65, "n_layer": 2, "dropout": 0.1}
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (1e-5, "1e-05"),
-        (None, "null"),
-        (True, "true"),
-        (2, "2"),
-        ("it's, \\ [a]", "'it\\'s, \\\\ [a]'"),
-    ],
-)
-def test_override_is_what_dvc_parses(value: Any, text: str) -> None:
-    assert override("key", value) == f"key={text}"
+VALUES = [None, True, 2, 1e-5, "it's, \\ [a]", "\\\\'", "end\\", "two\nlines ${a}", "\\n"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Hydra's parser
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_dvc_parses_an_override_as_its_value(value: Any) -> None:
+    """Text keeps its quotes and backslashes."""
+    assert to_hydra_overrides([override("key", value)])[0].value() == value
 
 
 def test_continue_training_names_what_differs(tmp_path: Path) -> None:

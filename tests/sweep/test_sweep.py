@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import errno
+import fcntl
+import importlib
+import json
 import os
 import re
 import shutil
@@ -12,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +26,15 @@ import pytest
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
-from tests.conftest import SIGNED, commit, environment_of, free_ports, set_value
+from tests.conftest import SIGNED, commit, environment_of, free_ports, set_value, write_params
 
-plan = pytest.importorskip("chargpt.sweep.plan")
 pytest.importorskip("optuna", reason="optuna is not installed: pip install -e .[sweep]")
-pytest.importorskip("submitit", reason="submitit is not installed: pip install -e .[sweep]")
+submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install -e .[sweep]")
+from optuna.trial import TrialState  # noqa: E402
+
+import chargpt.sweep  # noqa: E402
+from chargpt.sweep import plan, study, submit, trial  # noqa: E402
+from chargpt.sweep.page import write_page  # noqa: E402
 
 PLAN: dict[str, Any] = {
     "name": "toy",
@@ -45,94 +54,219 @@ def write(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"name": "A b"},
-            "name is 'A b'; it must be up to 41 of a-z, 0-9 and -, a letter first; look in docs/sweeps.md",
-        ),
-        ({"trials": None}, "trials or minutes must say when the sweep ends"),
-        ({"trials": 0}, "trials is 0; it must be a whole number, >= 1"),
+        ({"name": "A b"}, "name is 'A b'; it must be a letter, then up to 40 of a-z, 0-9 and -; see docs/sweeps.md$"),
+        ({"trials": None}, "neither trials nor minutes limits the sweep; set one of them"),
+        ({"trials": 0}, "trials is 0; it must be an integer, >= 1"),
         ({"nope": 1}, "unknown key 'nope'; the keys are name, trials"),
-        ({"space": {}}, r"space is \{\}; it must be at least one parameter, each with \{low"),
-        ({"space": {"learning_rate": [1]}}, "learning_rate is no parameter; use those of params.yaml"),
+        ({"space": {"lr": {"low": 1}}}, r"space is \{'lr': \{'low': 1\}\}; it must be one or more parameters"),
+        ({"space": {"learning_rate": [1]}}, "learning_rate is not a parameter; use one of params.yaml"),
         ({"space": {"lr": {"low": 0.0, "high": 1.0}}}, "lr is 0.0; it must be a number, > 0, <= 10"),
-        ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be a whole number"),
-        ({"space": {"lr": {"low": 0.1, "high": 0.01}}}, "space.lr: low must be below high"),
-        ({"space": {"n_layer": {"low": 1, "high": 4, "step": 0.5}}}, "space.n_layer: step must be a whole number"),
-        ({"fixed": {"n_head": 3}}, "n_head"),
-        ({"fixed": {"max_iters": 20}}, "warmup_iters=40 is more than max_iters=20"),
-        (
-            {"space": {"lr": {"low": 0.1, "high": 0.2, "log": True, "step": 0.1}}},
-            "log needs a low above 0, and no step",
-        ),
+        ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be "),
+        ({"space": {"n_layer": {"low": 1, "high": 4, "step": 0.5}}}, "n_layer is 0.5; it must be "),
         ({"space": {"optimizer": ["sgd"]}}, "optimizer is 'sgd'; it must be one of muon, adamw"),
-        ({"fixed": {"max_iters": -1}}, "max_iters is -1; it must be a whole number"),
         ({"fixed": {"lr": 0.1}}, "lr is in space and in fixed; keep only one of them"),
-        ({"sampler": "NopeSampler"}, "sampler is 'NopeSampler'; try one of .*TPESampler"),
-        ({"sampler": {"TPESampler": {"nope": 1}}}, "sampler TPESampler: .*nope.*; look in Optuna's documentation"),
-        ({"pruner": "BaseSampler"}, "pruner is 'BaseSampler'; try one of .*MedianPruner"),
-        ({"pruner": "MedianPruner", "objective": "perplexity"}, "the objective must be val_loss"),
-        ({"space": {"lr": {"low": 1}}}, r"space.lr is \{'low': 1\}; it must be \{low: ..., high: ...\} with numbers"),
-        ({"space": {"lr": []}}, r"space.lr is \[\]; it must be .* or a list of values"),
-        ({"pruner": None}, "pruner is None; it must be a name of Optuna's, perhaps with arguments; NopPruner for none"),
-        ({"space": {1: [2]}}, "space.1: 1 is no parameter; use those of params.yaml"),
-        ({"space": {None: [2]}}, "space.None: .* is no parameter"),
-        ({"sampler": {"TPESampler": {}, "RandomSampler": {}}}, "sampler is .*; it must be a name of Optuna's, perhaps"),
-        ({"sampler": {"GridSampler": {"search_space": 3}}}, "sampler GridSampler: .*; look in Optuna's documentation"),
+        ({"pruner": None}, "pruner is None; it must be a name of Optuna's, or .*; NopPruner for none"),
+        ({"pruner": "MedianPruner", "objective": "perplexity"}, "set objective to val_loss"),
+        # in Optuna's words
         (
-            {"sampler": {"TPESampler": {"n_startup_trials": "many"}}},
-            "TPESampler fails with this space: .*; look in Opt",
+            {"space": {"lr": {"low": 0.1, "high": 0.01}}},
+            "Optuna: `low <= high` must hold, .*; see Optuna's documentation",
         ),
-        (
-            {"sampler": {"PartialFixedSampler": {"fixed_params": {"lr": 0.01}, "base_sampler": "TPESampler"}}},
-            "PartialFixedSampler fails with this space: ",
-        ),
-        ({"space": {"lr": {"low": 0.1, "high": 0.2, "step": 1e-320}}}, "TPESampler fails with this space: "),
-        ({"fixed": {"prompt": "a\0"}}, "prompt holds the character 0, which no command can be given; leave it out"),
-        ({"direction": "up"}, "direction is 'up'; it must be minimize or maximize"),
+        ({"space": {"lr": {"low": 0.1, "high": 0.2, "log": True, "step": 0.1}}}, "Optuna: The parameter `step` is not"),
+        ({"sampler": "NopeSampler"}, "Optuna: module 'optuna.samplers' has no attribute 'NopeSampler'"),
+        ({"sampler": {"TPESampler": {"nope": 1}}}, "Optuna: .*TPESampler.* unexpected keyword argument 'nope'"),
+        ({"sampler": {"TPESampler": {"n_startup_trials": "many"}}}, "Optuna: '<' not supported"),
     ],
 )
-def test_a_plan_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ChargptError, match=message):
         plan.load_plan(write(tmp_path / "sweep.yaml", **changes))
 
 
-def test_values_reach_dvc_as_they_are() -> None:
+def test_numbers_from_a_range_keep_six_digits() -> None:
     made = plan.Plan(**PLAN | {"fixed": {"beta2": 0.987654321}})
-    assert plan.overrides(made, {"lr": 0.0123456789, "n_layer": 2}) == [
-        "beta2=0.987654321",
-        "lr=0.0123457",
-        "n_layer=2",
-    ]
-    assert plan.overrides(made, {"lr": 0.04999999999}) == ["beta2=0.987654321", "lr=0.05"]
+    values = made.fixed | {"lr": 0.0123456789, "n_layer": 2}
+    assert plan.overrides(made, values) == ["beta2=0.987654321", "lr=0.0123457", "n_layer=2"]
 
 
-def test_whole_bounds_of_a_number_that_need_not_be_whole() -> None:
+def test_float_parameters_with_integer_bounds_are_searched_as_floats() -> None:
     space = {"weight_decay": {"low": 0, "high": 1}, "n_layer": {"low": 1, "high": 3}}
     made = plan.distributions(plan.Plan(**PLAN | {"space": space}))
-    assert {name: type(values).__name__ for name, values in made.items()} == {
-        "weight_decay": "FloatDistribution",
-        "n_layer": "IntDistribution",
-    }
+    assert [type(values).__name__ for values in made.values()] == ["FloatDistribution", "IntDistribution"]
 
 
-def test_a_grid_is_walked_once() -> None:
+def make_sweep(tmp_path: Path, **changes: Any) -> study.Sweep:
+    return study.create(tmp_path / ".dvc/tmp/sweeps/toy", plan.Plan(**PLAN | changes), "0" * 40, tmp_path / "cache")
+
+
+def test_a_grid_is_searched_once(tmp_path: Path) -> None:
     """Each trial makes its sampler anew."""
-    import optuna
-
-    grid = {"GridSampler": {"search_space": {"n_layer": [1, 2, 3, 4]}, "seed": 5}}
-    study = optuna.create_study()
+    sampler = {"GridSampler": {"search_space": {"n_layer": [1, 2, 3, 4]}, "seed": 5}}
+    folder = make_sweep(tmp_path, space={"n_layer": [1, 2, 3, 4]}, sampler=sampler, trials=4).folder
     seen = []
-    for number in range(4):
-        study.sampler = plan.make_engine("samplers", grid, seed_plus=number)
-        trial = study.ask()
-        seen.append(trial.suggest_categorical("n_layer", [1, 2, 3, 4]))
-        with contextlib.suppress(RuntimeError):
-            study.tell(trial, 0.0)
-    assert sorted(seen) == [1, 2, 3, 4]
+    for slot in range(4):
+        sweep = study.open_sweep(folder)
+        begun = study.next_trial(sweep, slot)
+        assert begun
+        seen.append(begun.params["n_layer"])
+        plan.record(sweep.study, begun, TrialState.COMPLETE, 0.0)
+    assert sorted(seen) == [1, 2, 3, 4] and study.next_trial(sweep, 0) is None
+
+
+def test_the_budget_in_minutes_is_the_same_in_every_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna records local times without their zone: an hour would pass, or come back, at the end of summer time."""
+    sweep = make_sweep(tmp_path, trials=None, minutes=30)
+    for zone in ("UTC-5", "UTC", "UTC+5"):  # the first trial begins in UTC-5
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert study.next_trial(sweep, 0)
+        assert not study.spent(sweep), zone
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 31 * 60)
+    assert study.spent(sweep)
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a lock that another process holds, which made thousands of lock files."""
+    sweep = make_sweep(tmp_path)
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with study.free_slot(sweep) as (first, _), study.free_slot(sweep) as (second, _):
+        assert (first, second) == (0, 1) and study.busy_slots(sweep.folder) == {0, 1}
+    assert not study.busy_slots(sweep.folder)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    message = r"the file system of .*0\.lock has no file locks \(Function not implemented\); move the project"
+    with pytest.raises(ChargptError, match=message), study.free_slot(sweep):
+        pass
+    assert len(list(sweep.folder.glob("slots/*"))) == 2
+
+
+def test_a_half_written_curve_does_not_end_a_trial(tmp_path: Path) -> None:
+    """Over NFS, a reader may see a part of a row, or zeros in place of it."""
+    sweep = make_sweep(tmp_path)
+    begun = study.next_trial(sweep, 0)
+    assert begun
+    curve = tmp_path / "curves.tsv"
+    reported = trial._report(begun, curve, 0)
+    for text, rows in (("1\t2.0\t2.5\t0.1\n2\t1.0\t1.", 1), ("1\t2.0\t2.5\t0.1\n\0\0\0\n", 1)):
+        curve.write_text("step\ttrain_loss\tval_loss\tlr\n" + text)
+        reported = trial._report(begun, curve, reported)
+        assert reported == rows
+    curve.write_text("step\ttrain_loss\tval_loss\tlr\n1\t2.0\t2.5\t0.1\n2\t1.0\t1.5\t0.1\n")
+    assert trial._report(begun, curve, reported) == 2
+    assert sweep.running()[0].intermediate_values == {1: 2.5, 2: 1.5}
+
+
+def test_a_token_in_the_url_of_origin_is_neither_logged_nor_stored(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    url = "https://user:secret@127.0.0.1:9/x.git"
+    subprocess.run(["git", "-C", str(tmp_path), "remote", "add", "origin", url], check=True)
+    assert trial.origin(tmp_path) == url
+    log = sweep.folder / "toy-0.log"
+    with pytest.raises(ChargptError) as raised:
+        trial._run([sys.executable, "-c", f"raise SystemExit('fatal: no {url}')"], tmp_path, log)
+    assert str(raised.value) == f"fatal: no https://127.0.0.1:9/x.git; see {log}"
+    assert not [path for path in sweep.folder.rglob("*") if path.is_file() and "secret" in path.read_text()]
+
+
+def test_the_page_shows_every_trial(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, trials=5)
+    for slot in range(5):
+        begun = study.next_trial(sweep, slot)
+        assert begun
+        begun.set_user_attr("error", "not <enough>")
+        plan.record(sweep.study, begun, *((TrialState.COMPLETE, 3.0 - slot) if slot < 4 else (TrialState.FAIL,)))
+    write_page(sweep, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<svg") == 4 and "http://" not in text.split("<svg")[0]
+    assert re.findall(r"<td>(toy-\d)</td>", text) == ["toy-3", "toy-2", "toy-1", "toy-0", "toy-4"]
+    assert "dvc exp apply toy-3" in text and "<td>not &lt;enough&gt;</td>" in text
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("", "no output"),
+        ("\n\n  last words  \n\n", "last words"),
+        ("error: the stage\nERROR: failed to reproduce 'train'\nHaving any troubles?\n\n", "error: the stage"),
+        ("fatal: no such remote\nand more\n", "fatal: no such remote"),
+    ],
+)
+def test_the_reason_of_a_failure_is_the_last_error_in_the_log(tmp_path: Path, output: str, reason: str) -> None:
+    with pytest.raises(ChargptError, match=rf"^{re.escape(reason)}; see {tmp_path}/log$"):
+        trial._run([sys.executable, "-c", f"print({output!r}, end=''); exit(1)"], tmp_path, tmp_path / "log")
+
+
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ChargptError, match=r"^submitit is not installed; run: pip install -c constraints.txt -e "):
+        importlib.reload(chargpt.sweep)
+
+
+def test_missing_slurm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ChargptError, match=r"^slurm: .*srun.*; see submitit's documentation$"):
+        submit.make_executor(make_sweep(tmp_path, executor="slurm"))
+
+
+def hear_ctrl_c() -> None:
+    """For a process that is to be started: a test run in the background ignores Ctrl-C, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def until(condition: Callable[[], object], about: Callable[[], str] = str, seconds: float = 200) -> None:
+    """Wait for a condition, or fail with a text about it."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, about()
+        time.sleep(0.1)
+
+
+STAGE = """
+import json, pathlib, time
+from ruamel.yaml import YAML
+params = YAML(typ="safe").load(pathlib.Path("params.yaml").read_text())
+if params["n_head"] == 3:
+    raise SystemExit("error: n_embd=8 is not a multiple of n_head=3")
+pathlib.Path("metrics").mkdir(exist_ok=True)
+pathlib.Path("metrics/curves.tsv").write_text("step\\ttrain_loss\\tval_loss\\tlr\\n1\\t2.0\\t2.5\\t0.1\\n")
+time.sleep(600 if params["max_iters"] == 7 else 0)
+pathlib.Path("metrics/evaluate.json").write_text(json.dumps({"val_loss": params["lr"] * params["n_layer"]}))
+pathlib.Path("model").write_text(str(params))
+"""
+PIPELINE = """
+stages:
+  train:
+    cmd: python stage.py
+    params: [lr, n_layer, n_head, max_iters]
+    outs: [model]
+    metrics: [{metrics/evaluate.json: {cache: false}}]
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Project:
+    """A project of one stage, which takes no time, and with `max_iters: 7` does not end."""
+    made = tmp_path / "made"
+    made.mkdir()
+    write_params(made / "params.yaml")
+    (made / "stage.py").write_text(STAGE)
+    (made / "dvc.yaml").write_text(PIPELINE)
+    (made / ".gitignore").write_text("/model\n/metrics/curves.tsv\n")
+    environment = environment_of(tmp_path)
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
+        subprocess.run(command, cwd=made, env=environment, check=True)
+    commit(made, "start")
+    return Project(tmp_path, made)
 
 
 class Project:
-    """A toy project with a bare repository as origin."""
+    """A clone of a project, with a bare repository as origin."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.home = folder / "home"
@@ -140,24 +274,36 @@ class Project:
         self.environment = environment_of(folder) | SIGNED
         subprocess.run(["git", "clone", "-q", str(template), str(self.home)], check=True)
         # the template's results, so that data is prepared and only trainings are new
-        subprocess.run(["cp", "-r", str(template / ".dvc/cache"), str(self.home / ".dvc/cache")], check=True)
+        shutil.copytree(template / ".dvc/cache", self.home / ".dvc/cache")
         subprocess.run(["git", "clone", "-q", "--bare", str(self.home), str(folder / "origin.git")], check=True)
         self("git", "remote", "set-url", "origin", str(folder / "origin.git"))
-        self("git", "fetch", "-q", "origin")
 
     def plan(self, **changes: Any) -> None:
         write(self.home / "mine.yaml", **changes)
 
-    def publish(self, **values: Any) -> None:
-        """Change params.yaml, commit and push."""
+    def change(self, **values: Any) -> None:
+        """Change params.yaml and commit."""
         set_value(self.home / "params.yaml", **values)
         commit(self.home, "values")
-        self("git", "push", "-q", "origin", "HEAD")
 
     def __call__(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command, cwd=self.home, env=self.environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a sweep in a session of its own; `output` is what it prints."""
+        self.output = self.home.parent / "out"
+        with self.output.open("w") as out:
+            return subprocess.Popen(
+                ["chargpt", "sweep", "mine.yaml"],
+                cwd=self.home,
+                env=self.environment | environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=hear_ctrl_c,
+            )
 
     def trains_again(self, name: str) -> None:
         """A training without interruption gives the bytes of the experiment's model."""
@@ -170,7 +316,7 @@ class Project:
         assert model.read_bytes() == there
 
     def shown(self) -> dict[str, str]:
-        """Trial to outcome, as the sweep tells them."""
+        """Trial to outcome, as the sweep reports them."""
         lines = self("chargpt", "sweep", "mine.yaml").stdout.splitlines()
         return {line.split(":")[0]: line.split(": ")[-1] for line in lines if line.startswith("toy-")}
 
@@ -182,145 +328,128 @@ def project(tmp_path: Path, template: Path) -> Project:
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-def test_trials_are_experiments_at_home(project: Project, tmp_path: Path) -> None:
+def test_trials_are_experiments_at_home(small: Project, tmp_path: Path) -> None:
     """Each with its parameters, applied with one command; a second call adds trials only if the budget grew."""
-    project.plan(trials=8)
-    outcomes = project.shown()
-    assert set(outcomes) == {f"toy-{i}" for i in range(8)}
+    small.plan(trials=3)
+    outcomes = small.shown()
+    assert set(outcomes) == {f"toy-{i}" for i in range(3)}
     assert all(re.fullmatch(r"val_loss \d\.\d{6}", outcome) for outcome in outcomes.values()), outcomes
-    table = project("dvc", "exp", "show", "--csv").stdout
+    table = csv.DictReader(small("dvc", "exp", "show", "--csv").stdout.splitlines())
+    losses = {row["Experiment"]: row["val_loss"] for row in table}
     for name, outcome in outcomes.items():
-        assert float(outcome.split()[1]) == pytest.approx(float(re.search(rf"{name},.*?,.*?,.*?,([\d.]+)", table)[1]))  # type: ignore[index]
+        assert float(outcome.split()[1]) == pytest.approx(float(losses[name]))
     best = min(outcomes, key=lambda name: outcomes[name])
-    logs = {path.name: path.read_text() for path in project.folder.glob("toy-*.log")}
-    assert project.shown() == outcomes  # nothing is repeated
-    assert {path.name: path.read_text() for path in project.folder.glob("toy-*.log")} == logs
-    project("dvc", "exp", "apply", best)
-    assert (
-        f'"val_loss": {outcomes[best].split()[1].rstrip("0")}' in (project.home / "metrics/evaluate.json").read_text()
-    )
-    page = tmp_path / "page.html"
-    project("chargpt", "sweep", "mine.yaml", "--report", str(page))
-    text = page.read_text()
-    assert text.count("<svg") >= 3 and all(name in text for name in outcomes) and "http://" not in text.split("<svg")[0]
+    logs = {path.name: path.read_text() for path in small.folder.glob("toy-*.log")}
+    assert small.shown() == outcomes  # nothing is repeated
+    assert {path.name: path.read_text() for path in small.folder.glob("toy-*.log")} == logs
+    small("dvc", "exp", "apply", best)
+    applied = json.loads((small.home / "metrics/evaluate.json").read_text())
+    assert applied["val_loss"] == float(outcomes[best].split()[1])
     # the plan of a sweep that has begun: the budget may grow, the space may not
-    project("git", "checkout", "-q", "--", ".")
-    for slot in project.folder.glob("slots/*.intact"):  # as a kill at a bad moment leaves the clones
-        slot.unlink()
-        broken = slot.with_suffix("")
-        (broken / ".git/index.lock").touch()
-        (broken / "params.yaml").write_text("")
-        (broken / "dvc.lock").write_text("{")
-        (broken / ".dvc/tmp/exps/rwlock").write_text("")
-    with (project.folder / "journal.log").open("a") as file:  # and a crash of the machine the journal
+    small("git", "checkout", "-q", "--", ".")
+    for clone in small.folder.glob("slots/*/"):  # as a kill at a bad moment leaves them
+        if (clone / ".git").exists():
+            (clone / ".git/index.lock").touch()
+            (clone / "params.yaml").write_text("")
+            (clone / "dvc.lock").write_text("{")
+            (clone / ".dvc/tmp/exps/rwlock").write_text("")
+    with (small.folder / "journal.log").open("a") as file:  # and a crash of the machine the journal
         file.write('{"op_code": 4, "wor')
-    project.plan(trials=9)
-    assert set(project.shown()) == {f"toy-{i}" for i in range(9)}
-    project.plan(space={"lr": [0.1]})
-    done = project("chargpt", "sweep", "mine.yaml", check=False)
-    assert done.returncode == 1 and "sweep toy: space changed since its first trial" in done.stderr
+    small.plan(trials=4)
+    assert set(small.shown()) == {f"toy-{i}" for i in range(4)}
+    small.plan(space={"lr": [0.1]})
+    done = small("chargpt", "sweep", "mine.yaml", check=False)
+    assert done.returncode == 1 and "sweep toy: space changed after trial 0; use another name" in done.stderr
     # the names are taken, and what a report needs is not there
-    shutil.move(project.folder, tmp_path / "moved")
-    done = project("chargpt", "sweep", "mine.yaml", check=False)
-    taken = "has an experiment toy-0 already; give the sweep another name"
+    shutil.move(small.folder, tmp_path / "moved")
+    done = small("chargpt", "sweep", "mine.yaml", check=False)
+    taken = "already has an experiment toy-0; give the sweep another name"
     assert (done.returncode, done.stderr) == (1, f"error: origin {taken}\nerror: this project {taken}\n"), done.stderr
-    done = project("chargpt", "sweep", "mine.yaml", "--report", str(page), check=False)
-    assert (done.returncode, done.stderr) == (
-        1,
-        "error: sweep toy: it has no trial yet; type: chargpt sweep mine.yaml\n",
-    )
-    assert not project.folder.exists()
+    done = small("chargpt", "sweep", "mine.yaml", "--report", "page.html", check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: sweep toy: no trial has begun; run: chargpt sweep mine.yaml\n"
+    assert not small.folder.exists()
     journal = tmp_path / "moved/journal.log"
     with journal.open("a") as file:
         file.write('{"a": 1}\n')
-    done = project("chargpt", "trial", str(journal.parent), check=False)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {journal}: a damaged line"), done.stderr
+    done = small("chargpt", "trial", str(journal.parent), check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {journal}: a line is damaged"), done.stderr
 
 
 @pytest.mark.system
-def test_failures_and_pruning(project: Project) -> None:
+@pytest.mark.timeout(600)
+def test_failures_and_pruning(small: Project) -> None:
     """A trial that cannot run says why, and the others go on; a pruner stops trainings by their curve."""
-    project.plan(space={"n_head": [2, 3]}, sampler="BruteForceSampler", trials=2, workers=1)
-    outcomes = project.shown()
-    assert sorted(outcome.split()[0] for outcome in outcomes.values()) == ["look", "val_loss"] or any(
-        "n_embd=8 is not a multiple of n_head=3" in path.read_text() for path in project.folder.glob("toy-*.log")
-    )
+    small.plan(space={"n_head": [2, 3]}, sampler="BruteForceSampler", trials=2, workers=1)
+    outcomes = small.shown()
     assert sum(outcome.startswith("val_loss") for outcome in outcomes.values()) == 1
-    # an origin that cannot be reached is no fault of the trial, which then goes on
-    away = project.home.parent / "away.git"
-    project.plan(name="away", space={"lr": [0.01]}, sampler="BruteForceSampler", trials=1, workers=1)
-    with (project.home.parent / "out").open("w") as out:
-        process = subprocess.Popen(
-            ["chargpt", "sweep", "mine.yaml"], cwd=project.home, env=project.environment, stdout=out, stderr=out
-        )
-        while not (project.home / ".dvc/tmp/sweeps/away").exists():
-            time.sleep(0.01)
-        (project.home.parent / "origin.git").rename(away)
-        assert process.wait(200) == 1
-    said = (project.home.parent / "out").read_text()
-    assert re.search(r"error: a worker failed: fatal: .*origin.git.* look in ", said), said
-    away.rename(project.home.parent / "origin.git")
-    assert re.search("^away-0: .*: val_loss", project("chargpt", "sweep", "mine.yaml").stdout, re.MULTILINE)
-    project.publish(max_iters=100_000)
-    project.plan(name="pruned", pruner={"ThresholdPruner": {"upper": 0.1}}, trials=1, workers=1)
-    done = project("chargpt", "sweep", "mine.yaml", check=False)
-    assert done.returncode == 1 and re.search(r"\npruned-0: lr .*: pruned\n$", done.stdout), done.stdout
-    assert done.stderr == "error: no trial was completed; look above for the reasons\n"
+    logs = [path.read_text() for path in small.folder.glob("toy-*.log")]
+    assert sum("n_embd=8 is not a multiple of n_head=3" in log for log in logs) == 1
+    # an origin that cannot be reached is no fault of the trial, which is pushed later and does not train again
+    away = small.home.parent / "away.git"
+    small.plan(name="away", space={"lr": [0.01]}, sampler="BruteForceSampler", trials=1, workers=1)
+    process = small.start()
+    until((small.home / ".dvc/tmp/sweeps/away").exists)
+    (small.home.parent / "origin.git").rename(away)
+    assert process.wait(400) == 1
+    output = small.output.read_text()
+    assert re.search(r"error: a worker failed: .*origin.* see ", output), output
+    away.rename(small.home.parent / "origin.git")
+    assert re.search("^away-0: .*: val_loss", small("chargpt", "sweep", "mine.yaml").stdout, re.MULTILINE)
+    assert (small.home / ".dvc/tmp/sweeps/away/away-0.log").read_text().count("Running stage 'train'") == 1
+    small.change(max_iters=7)
+    small.plan(name="pruned", pruner={"ThresholdPruner": {"upper": 0.1}}, trials=1, workers=1)
+    done = small("chargpt", "sweep", "mine.yaml", check=False)
+    assert done.returncode == 1 and re.search(r"\npruned-0: lr=.*: pruned\n$", done.stdout), done.stdout
+    assert done.stderr == "error: no trial was completed; see the reasons above\n"
 
 
 @pytest.mark.system
-def test_refused_before_it_starts(project: Project) -> None:
-    project.plan()
+def test_what_would_make_every_trial_fail_is_refused(small: Project) -> None:
+    small.plan()
 
-    def said() -> str:
-        done = project("chargpt", "sweep", "mine.yaml", check=False)
+    def refused(path: str = "mine.yaml") -> str:
+        done = small("chargpt", "sweep", path, check=False)
         assert done.returncode == 1 and done.stdout == ""
-        assert not project.folder.exists()
+        assert not small.folder.exists()
         return done.stderr
 
-    (project.home / "chargpt/new.py").write_text("")
-    assert said() == (
-        "error: chargpt/new.py: not known to git, so no trial would have it; run: git add chargpt/new.py\n"
+    (small.home / "chargpt").mkdir()
+    (small.home / "chargpt/new.py").write_text("")
+    assert refused().startswith("error: chargpt/new.py: untracked, so no trial would have it; ")
+    (small.home / "chargpt/new.py").unlink()
+    set_value(small.home / "params.yaml", lr=0.02)
+    assert refused() == (
+        'error: params.yaml: not committed, so no trial would have the changes; run: git commit -a -m "..."\n'
     )
-    (project.home / "chargpt/new.py").unlink()
-    set_value(project.home / "params.yaml", lr=0.02)
-    assert said().startswith("error: edits that are not committed, so no trial would have them; type: git commit")
-    commit(project.home, "lr")
-    assert said().startswith("error: the present commit is not in origin, so no trial could fetch it; type: git push")
-    project("git", "push", "-q", "origin", "HEAD")
-    project("dvc", "remote", "add", "--local", "-d", "near", "store")
-    assert said().startswith("error: the DVC remote near has a relative path")
-    project("dvc", "config", "--local", "--unset", "core.remote")
-    project("git", "remote", "remove", "origin")
-    assert said().startswith("error: no git remote origin, from which trials take the project; type: git remote add")
-    done = project("chargpt", "trial", str(project.home), check=False)
+    commit(small.home, "lr")
+    small("dvc", "remote", "add", "--local", "-d", "near", "store")
+    shutil.copyfile(small.home / "mine.yaml", small.home.parent / "mine.yaml")
+    for path in ("mine.yaml", "../mine.yaml"):
+        assert refused(path).startswith("error: the DVC remote near has a relative path")
+    small("dvc", "config", "--local", "--unset", "core.remote")
+    small.plan(objective="accuracy")
+    assert "objective is accuracy; it must be a key of metrics/evaluate.json" in refused()
+    small("git", "remote", "remove", "origin")
+    small.plan()
+    assert "No such remote 'origin'" in refused()
+    done = small("chargpt", "trial", str(small.home), check=False)
     assert done.returncode == 1 and "not the directory of a sweep" in done.stderr
 
 
 @pytest.mark.system
 def test_a_worker_that_fails_by_itself_ends_the_sweep(tmp_path: Path) -> None:
     """Otherwise another one would be started, and fail in the same way, for ever."""
-    from submitit import LocalExecutor
-
-    from chargpt.sweep.submit import require_no_error
-
-    job = LocalExecutor(tmp_path).submit(int, "x")
+    job = submitit.LocalExecutor(tmp_path).submit(int, "x")
     job.wait()
-    with pytest.raises(ChargptError, match=rf"^a worker failed: ValueError: invalid literal .*; look in {tmp_path}$"):
-        require_no_error(job, tmp_path)
+    with pytest.raises(ChargptError, match=rf"^a worker failed: ValueError: invalid literal .*; see {tmp_path}$"):
+        submit.require_no_error(job, tmp_path)
 
 
-def hear_ctrl_c() -> None:
-    """For a process that is to be started: a test run in the background ignores Ctrl-C, and its children would too."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def kill(processes: list[psutil.Process], number: int) -> None:
+def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
-        try:
-            process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(processes, timeout=60)
 
 
@@ -330,30 +459,19 @@ def kill(processes: list[psutil.Process], number: int) -> None:
 def test_nothing_is_lost(project: Project, how: str) -> None:
     """Kill all processes, only a worker, or press Ctrl-C: the same command goes on where each training was."""
     number = 2 if how == "everything" else 1
-    project.publish(max_iters=2000, eval_interval=1000)
+    project.change(max_iters=2000, eval_interval=1000)
     project.plan(trials=number, workers=number)
-    environment = project.environment | {"CHARGPT_SAVE_EVERY_S": "0.2"}
-    with (project.home.parent / "out").open("w") as out:
-        first = subprocess.Popen(
-            ["chargpt", "sweep", "mine.yaml"],
-            cwd=project.home,
-            env=environment,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            preexec_fn=hear_ctrl_c,
-        )
-    states = project.folder / "slots"
-    deadline = time.monotonic() + 200
-    while len(list(states.glob("*/.dvc/tmp/chargpt/*/*.safetensors"))) < number:
-        assert time.monotonic() < deadline and first.poll() is None, (project.home.parent / "out").read_text()
-        time.sleep(0.1)
+    first = project.start(CHARGPT_SAVE_EVERY_S="0.2")
+    until(
+        lambda: len(list(project.folder.glob("slots/*.checkpoints/*/*.safetensors"))) == number,
+        project.output.read_text,
+    )
     family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
     if how == "everything":
-        kill(family, signal.SIGKILL)
+        kill(family)
         first.wait()
     elif how == "worker":
-        kill([process for process in family[1:] if "submitit" in " ".join(process.cmdline())], signal.SIGKILL)
+        kill([process for process in family[1:] if "submitit" in " ".join(process.cmdline())])
         assert first.wait(300) == 0
     else:
         os.killpg(first.pid, signal.SIGINT)
@@ -407,19 +525,14 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     host = socket.gethostname().split(".")[0]
     about = {"host": host, "user": "root", "folder": folder, "cores": os.cpu_count(), "ports": free_ports(2)}
     (folder / "slurm.conf").write_text(SLURM.format(**about))
-    key = folder / "key"
-    key.write_bytes(os.urandom(1024))
-    key.chmod(0o400)
+    (folder / "munge.key").write_bytes(os.urandom(1024))
+    (folder / "munge.key").chmod(0o400)
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-    files = {"--key-file": "key", "--socket": "munge.sock", "--pid-file": "munge.pid", "--log-file": "munge.log"}
-    files["--seed-file"] = "munge.seed"
-    munged = ["munged", "--force", *(f"{option}={folder / name}" for option, name in files.items())]
+    files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+    munged = ["munged", "--force", f"--socket={folder}/munge.sock", *files]
     for command in (munged, ["slurmctld"], ["slurmd"]):
         subprocess.run(command, check=True)
-    deadline = time.monotonic() + 60
-    while "idle" not in subprocess.run(["sinfo"], capture_output=True, text=True).stdout:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: "idle" in subprocess.run(["sinfo"], capture_output=True, text=True).stdout)
     yield folder
     subprocess.run(["scancel", "--user=root"])
     for name in ("slurmd", "slurmctld", "munge"):
@@ -436,39 +549,23 @@ def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Pr
     A node's daemon that dies and starts again loses no job. The model has the bytes of an uninterrupted training.
     """
     project.environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    project.publish(max_iters=16_000, eval_interval=8_000)
+    project.change(max_iters=16_000, eval_interval=8_000)
     limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 20, "cpus_per_task": 1}
     project.plan(executor="slurm", trials=1, workers=1, slurm=limits)
     log = project.folder / "toy-0.log"
 
     def wait(for_what: str) -> None:
-        deadline = time.monotonic() + 200
-        while not log.exists() or for_what not in log.read_text():
-            assert time.monotonic() < deadline and first.poll() is None, log.read_text() if log.exists() else ""
-            time.sleep(0.2)
+        until(lambda: log.exists() and for_what in log.read_text(), project.output.read_text)
 
-    def start() -> subprocess.Popen[bytes]:
-        with (project.home.parent / "out").open("w") as out:
-            return subprocess.Popen(
-                ["chargpt", "sweep", "mine.yaml"],
-                cwd=project.home,
-                env=project.environment,
-                stdout=out,
-                stderr=out,
-                preexec_fn=hear_ctrl_c,
-            )
-
-    first = start()
+    first = project.start()
     wait("train: stopped (SIG")
-    deadline = time.monotonic() + 60
-    while subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True).stdout != "1 PENDING\n":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    queue = ["squeue", "-h", "-o", "%i %T"]
+    until(lambda: subprocess.run(queue, capture_output=True, text=True).stdout == "1 PENDING\n")
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
     subprocess.run(["scancel", "1"], check=True)
     project.plan(executor="slurm", trials=1, workers=1, slurm=limits | {"timeout_min": 10})
-    first = start()
+    first = project.start()
     wait("continuing at step")
     os.kill(int((slurm / "slurmd.pid").read_text()), signal.SIGKILL)
     time.sleep(2)
