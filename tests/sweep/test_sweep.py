@@ -236,7 +236,7 @@ if params["n_head"] == 3:
 pathlib.Path("metrics").mkdir(exist_ok=True)
 pathlib.Path("metrics/curves.tsv").write_text("step\\ttrain_loss\\tval_loss\\tlr\\n1\\t2.0\\t2.5\\t0.1\\n")
 time.sleep(600 if params["max_iters"] == 7 else 0)
-pathlib.Path("metrics/evaluate.json").write_text(json.dumps({"val_loss": params["lr"] * params["n_layer"]}))
+pathlib.Path("metrics/evaluate.json").write_text(json.dumps({"val_loss": round(params["lr"] * params["n_layer"], 6)}))
 pathlib.Path("model").write_text(str(params))
 """
 PIPELINE = """
