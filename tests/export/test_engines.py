@@ -157,6 +157,7 @@ SERVERS = {
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_writes_the_same_text(name: str, tmp_path: Path) -> None:
     """vLLM needs other versions of packages: it is taken from PATH, where it may lie in an environment of its own."""

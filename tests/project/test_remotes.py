@@ -308,6 +308,7 @@ def test_s3_refusals_are_clear(run: Run, team: dict[str, Any], clone: Path, s3: 
     assert outputs(clone) == team["new"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "server", "path"), [("webdav", "webdav", "/collection"), ("ssh", "sftp", "/chargpt")])
 def test_other_kinds(
     run: Run, team: dict[str, Any], environment: dict[str, str], tmp_path: Path, kind: str, server: str, path: str
