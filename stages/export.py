@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 def main(_: Params) -> None:
     """Export the model to artifacts/hf."""
-    metrics = finite_numbers(read_json(METRICS))
-    model = read_model(MODEL)
-    if remark := export(model, HF, model.params, metrics):
+    if remark := export(read_model(MODEL), HF, finite_numbers(read_json(METRICS))):
         print(f"export: {remark}", file=sys.stderr)
 
 

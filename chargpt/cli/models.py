@@ -103,7 +103,7 @@ def export(
     else:
         from chargpt.export import huggingface
 
-        remark = huggingface.export(file, output, file.params)
+        remark = huggingface.export(file, output)
         print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     if remark:
         print(f"note: {remark}", file=sys.stderr)

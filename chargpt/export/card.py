@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from chargpt.model.file import ModelFile
 from chargpt.templates import render
@@ -14,10 +13,10 @@ from chargpt.templates import render
 MAX_SHOWN = 500  # characters of the vocabulary
 
 
-def model_card(model: ModelFile, params: Mapping[str, Any], metrics: Mapping[str, float], stored_width: int) -> str:
+def model_card(model: ModelFile, metrics: Mapping[str, float], stored_width: int) -> str:
     """The text of the card: what the model is, how good it is, how it was trained, and how to load it.
 
-    params: what the model was trained with. metrics: its metrics. Empty ones are left out of the card.
+    metrics: the model's metrics; left out of the card if empty, as the parameters of the training are.
     stored_width: width of the layers in the exported files; it may be larger than n_embd.
     """
     c, vocab = model.config, model.vocab
@@ -32,7 +31,7 @@ def model_card(model: ModelFile, params: Mapping[str, Any], metrics: Mapping[str
         wider=stored_width - c.n_embd,
         architecture=asdict(c) | {"parameters": c.parameters},
         metrics=metrics,
-        params=params,
+        params=model.params,
         code=code,
     )
 

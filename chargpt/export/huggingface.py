@@ -22,17 +22,12 @@ NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 FILES = NEEDED | {ONNX, "README.md"}
 
 
-def export(
-    model: ModelFile,
-    output: str | Path,
-    params: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, float] | None = None,
-) -> str:
+def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | None = None) -> str:
     """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
-    For transformers.js, the model is also there as an ONNX graph, if its weights fit into one (2 GiB).
+    For transformers.js, the directory also holds the model as an ONNX graph, if its weights fit into one (2 GiB).
 
-    params: what the model was trained with. metrics: its metrics. Both appear on the model card only.
+    metrics: the model's metrics, for the model card.
     Returns a remark for the user if vLLM cannot run the model, otherwise an empty string.
     A new directory appears complete. An earlier export is overwritten file by file. No file is removed. The same
     arguments give the same bytes. Raises ChargptError if `output` holds anything but an earlier export, or if a weight
@@ -61,7 +56,7 @@ def export(
                 "eos_token": special[2],
             },
         )
-        write_text(folder / "README.md", model_card(model, params or {}, metrics or {}, config["n_embd"]))
+        write_text(folder / "README.md", model_card(model, metrics or {}, config["n_embd"]))
         (folder / ONNX).parent.mkdir()
         if fits(tensors):
             write_onnx(gpt2_graph(tensors, config), folder / ONNX)

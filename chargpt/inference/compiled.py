@@ -53,7 +53,7 @@ class Files(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class Cache(caching.FunctionCache):  # type: ignore[misc]
-    """Compiled code on disk. Without a place, room or undamaged files, the code is compiled again."""
+    """Compiled code on disk. Without a directory, disk space or undamaged files, the code is compiled again."""
 
     _impl_class = Files
 
@@ -67,7 +67,7 @@ class Cache(caching.FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code for these types, if the disk has room."""
+        """Keep the code for these types, if there is disk space."""
         with suppress(OSError):
             super().save_overload(sig, data)
 
@@ -95,11 +95,11 @@ _OWN: set[Any] = set()
 
 
 class _Announcer(event.Listener):  # type: ignore[misc]
-    """Says that the code is compiled, which takes seconds."""
+    """Reports that the code is being compiled, which takes seconds."""
 
     def on_start(self, happening: event.Event) -> None:
         if happening.data["dispatcher"] in _OWN:
-            logging.getLogger(__name__).warning("preparing the generator for this machine: once, some 5 seconds")
+            logging.getLogger(__name__).warning("compiling the generator for this machine, once: some 5 seconds")
 
     def on_end(self, happening: event.Event) -> None:
         pass

@@ -38,18 +38,12 @@ Choice = tuple[float, int, float]  # temperature, top_k and top_p, as `kernel.dr
 class Decoder(Protocol):
     """Reads a batch of texts of equal length, and chooses the next characters of each."""
 
-    @property
-    def length(self) -> int:
-        """How many characters of each text have been read."""
+    def extend(self, unread: IDS, start: int, uniform: NDArray[np.float64], choice: Choice) -> IDS:
+        """Read unread (B, S) at positions start, start + 1, ... after the `start` characters read before.
 
-    def extend(self, unread: IDS, uniform: NDArray[np.float64], choice: Choice) -> IDS:
-        """Read unread (B, S); then choose a character of each text and read it, for each row of uniform (n, B).
-
-        The last choices are not read. Returns the choices, (n, B); -1 where a prediction is not finite.
+        Then choose a character of each text and read it, for each row of uniform (n, B). The last choices are not read.
+        Returns the choices, (n, B); -1 where a prediction is not finite.
         """
-
-    def forget(self) -> None:
-        """Forget every character that was read."""
 
 
 def place(model: ModelFile, device: str) -> Model:
@@ -95,15 +89,8 @@ class TorchDecoder:
         self.model = model
         self.cache = KVCache(model, batch_size)
 
-    @property
-    def length(self) -> int:
-        return self.cache.length
-
-    def forget(self) -> None:
-        self.cache.length = 0
-
-    def extend(self, unread: IDS, uniform: NDArray[np.float64], choice: Choice) -> IDS:
-        chosen = np.empty(uniform.shape, np.int64)
+    def extend(self, unread: IDS, start: int, uniform: NDArray[np.float64], choice: Choice) -> IDS:
+        chosen, self.cache.length = np.empty(uniform.shape, np.int64), start
         for step, numbers in enumerate(uniform):
             chosen[step] = choose(self.read(unread), numbers, *choice)
             if chosen[step].min() < 0:
@@ -133,17 +120,11 @@ class CompiledDecoder:
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
         self.caches = [new_cache(model.config, part.stop - part.start) for part in self.parts]
         self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
-        self.length = 0
 
-    def forget(self) -> None:
-        self.length = 0
-
-    def extend(self, unread: IDS, uniform: NDArray[np.float64], choice: Choice) -> IDS:
+    def extend(self, unread: IDS, start: int, uniform: NDArray[np.float64], choice: Choice) -> IDS:
         def work(part: slice, cache: Cache) -> IDS:
             texts, numbers = np.ascontiguousarray(unread[part]), np.ascontiguousarray(uniform[:, part])
-            return extend(self.weights, self.relu, cache, texts, self.length, numbers, *choice)
+            return extend(self.weights, self.relu, cache, texts, start, numbers, *choice)
 
         run = map if self.pool is None else self.pool.map
-        chosen = np.concatenate(list(run(work, self.parts, self.caches)), axis=1)
-        self.length += unread.shape[1] + len(uniform) - 1
-        return chosen
+        return np.concatenate(list(run(work, self.parts, self.caches)), axis=1)

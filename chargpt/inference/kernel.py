@@ -1,11 +1,11 @@
-"""Read characters and choose the next one on a processor: the arithmetic of `model.py` as loops, compiled by Numba.
+"""Read characters and choose the next one on a CPU: the arithmetic of `GPT` as loops, compiled by Numba.
 
 For one character of a small model, calling a library for each operation takes longer than the arithmetic. Compiled
-together, all operations of many characters are one call. Tests compare the result with `model.py`.
+together, all operations of many characters are one call. Tests compare the result with `GPT`.
 
 Shapes in comments: R texts times positions, K and N widths of a matrix, B texts, S new positions, L n_layer,
-T block_size, and the letters of `model.py`. N' is N rounded up to whole vectors, with zeros behind N: a loop over whole
-vectors has no slow rest. A matrix (K, N) is kept as (N' / LANES, K, LANES), in the order in which it is read.
+T block_size, and the letters of `model/gpt.py`. N' is N rounded up to whole vectors, with zeros behind N: a loop over
+whole vectors has no slow rest. A matrix (K, N) is kept as (N' / LANES, K, LANES), in the order in which it is read.
 A row's result does not depend on the other rows.
 """
 

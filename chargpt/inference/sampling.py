@@ -144,17 +144,18 @@ def _pieces(
     # number of characters that are read again when the context is full
     kept = block_size if sampling.exact else max(1, block_size // KEPT_PART)
     decoder, piece = make_decoder(model, len(idx)), max(1, work // model.config.parameters)
-    recent = unread = idx[:, -block_size:]
+    start, recent = 0, idx[:, -block_size:]
+    unread = recent
     while max_tokens:
-        if decoder.length + unread.shape[1] > block_size:
-            decoder.forget()
-            unread = recent[:, -kept:]
-        count = min(max_tokens, piece, block_size + 1 - decoder.length - unread.shape[1])
+        if start + unread.shape[1] > block_size:
+            start, unread = 0, recent[:, -kept:]
+        count = min(max_tokens, piece, block_size + 1 - start - unread.shape[1])
         uniform = np.stack([row.numbers(count) for row in rows], axis=1)
-        chosen = decoder.extend(unread, uniform, choice).T
+        chosen = decoder.extend(unread, start, uniform, choice).T
         if chosen.min() < 0:
             raise ChargptError("the model's predictions are not finite numbers: its training diverged; use another")
         yield chosen
+        start += unread.shape[1] + count - 1
         unread = chosen[:, -1:]
         recent = np.concatenate([recent, chosen], axis=1)[:, -block_size:]
         max_tokens -= count

@@ -1,4 +1,4 @@
-"""Vectors of floats that stay in the processor's registers, for functions that Numba compiles.
+"""Vectors of floats that stay in the CPU's registers, for functions that Numba compiles.
 
 A loop over single numbers keeps its sums in memory, and is half as fast.
 """
@@ -12,11 +12,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-LANES = 32  # numbers in a vector: two or four registers of today's processors
+LANES = 32  # numbers in a vector: two or four registers of today's CPUs
 _LAYOUT = ir.VectorType(ir.FloatType(), LANES)
 _ZEROS = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 _UNKNOWN = ir.Constant(_LAYOUT, ir.Undefined)
-Generator = tuple[Any, Callable[..., Any]]  # the types of result and arguments, and what writes the instructions
+Generator = tuple[Any, Callable[..., Any]]  # the types of result and arguments, and what emits the instructions
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -45,33 +45,33 @@ def _place(context: Any, builder: Any, kind: Any, row: Any) -> Any:
 def load(typing: Any, row: Any) -> Generator:
     """The first `LANES` numbers of row, (N,) float32, whatever N is: there must be as many in memory."""
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         read = builder.load(_place(context, builder, signature.args[0], arguments[0]))
         read.align = 4
         return read
 
-    return vector(row), write
+    return vector(row), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store(typing: Any, values: Any, row: Any) -> Generator:
     """The first `LANES` numbers of row, (N,) float32, become values."""
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store(arguments[0], _place(context, builder, signature.args[1], arguments[1])).align = 4
         return context.get_dummy_value()
 
-    return types.void(vector, row), write
+    return types.void(vector, row), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_multiple(typing: Any, to: Any, number: Any, values: Any) -> Generator:
-    """to + number * values, rounded once where the processor has such an instruction."""
+    """to + number * values, rounded once where the CPU has such an instruction."""
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first = builder.insert_element(_UNKNOWN, arguments[1], ir.Constant(ir.IntType(32), 0))
         copies = builder.shuffle_vector(first, _UNKNOWN, _ZEROS)
         product = builder.fmul(copies, arguments[2], flags=("contract",))
         return builder.fadd(arguments[0], product, flags=("contract",))
 
-    return vector(vector, types.float32, vector), write
+    return vector(vector, types.float32, vector), emit

@@ -16,17 +16,24 @@ from chargpt.model.gpt import GPT
 from tests.conftest import random_model
 
 
-def test_uniform_logits_score_ln_vocab_size() -> None:
+def test_uniform_logits_have_loss_ln_vocab_size() -> None:
     model = GPT(GPTConfig(65, 16, 1, 2, 8))
     torch.nn.init.zeros_(model.lm_head.weight)
     ids = np.random.default_rng(0).integers(0, 65, 1000).astype(np.uint8)
     assert evaluate(model, ids) == pytest.approx(math.log(65), abs=1e-6)
 
 
-def test_a_large_vocabulary_is_evaluated_in_small_passes() -> None:
-    model = GPT(GPTConfig(300_000, 8, 1, 1, 2)).eval()
-    sizes = [targets.shape for targets, _ in character_losses(model, np.arange(100, dtype=np.uint32))]
-    assert sizes == [(1, 8)] * 12 + [(1, 3)]
+@pytest.mark.parametrize(
+    ("config", "n", "sizes"),
+    [
+        (GPTConfig(300_000, 8, 1, 1, 2), 100, [(1, 8)] * 12 + [(1, 3)]),  # a large vocabulary: small passes
+        (GPTConfig(11, 2100, 1, 2, 8), 4201, [(1, 2100)] * 2),  # a window longer than a pass
+    ],
+    ids=str,
+)
+def test_a_pass_holds_at_least_one_window(config: GPTConfig, n: int, sizes: list[tuple[int, int]]) -> None:
+    ids = np.arange(n, dtype=np.uint32) % config.vocab_size
+    assert [targets.shape for targets, _ in character_losses(random_model(config), ids)] == sizes
 
 
 @pytest.mark.parametrize("n", [2, 8, 9, 10, 100])
@@ -42,18 +49,13 @@ def test_evaluate_is_the_mean_over_every_window(model: GPT, n: int) -> None:
     assert model.training
 
 
-def test_windows_fill_a_pass(model: GPT) -> None:
-    """2,048 characters on a processor: 256 windows of 8; then what is left, the partial window on its own."""
+def test_sizes_of_passes(model: GPT) -> None:
+    """2,048 characters on a CPU: 256 windows of 8; then what is left, the partial window on its own."""
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 5000).astype(np.uint8)
     found = list(character_losses(model, ids))
     assert [targets.shape for targets, _ in found] == [(256, 8), (256, 8), (112, 8), (1, 7)]
     assert all(nats.shape == targets.shape and nats.dtype == torch.float32 for targets, nats in found)
     assert torch.cat([targets.flatten() for targets, _ in found]).tolist() == ids[1:].tolist()
-
-
-def test_a_window_longer_than_a_pass() -> None:
-    model = random_model(GPTConfig(11, 2100, 1, 2, 8))
-    assert [targets.shape for targets, _ in character_losses(model, np.arange(4201) % 11)] == [(1, 2100)] * 2
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -73,14 +75,11 @@ def test_metrics() -> None:
     assert metrics(math.log(2)) == {"val_loss": 0.693147, "bits_per_char": 1.0, "perplexity": 2.0}
     assert metrics(0.0) == {"val_loss": 0.0, "bits_per_char": 0.0, "perplexity": 1.0}
     assert metrics(1.23456789)["val_loss"] == 1.234568
-
-
-def test_metrics_of_a_loss_whose_perplexity_is_no_float() -> None:
     assert metrics(1e6)["val_loss"] == 1e6
-    assert metrics(1e6)["perplexity"] == metrics(701)["perplexity"] > metrics(699)["perplexity"]
+    assert metrics(1e6)["perplexity"] == metrics(701)["perplexity"] > metrics(699)["perplexity"], "no overflow"
 
 
 @pytest.mark.parametrize("val_loss", [math.nan, math.inf])
-def test_metrics_of_a_diverged_model(val_loss: float) -> None:
+def test_metrics_refuse_a_diverged_model(val_loss: float) -> None:
     with pytest.raises(ChargptError, match=f"^the validation loss is {val_loss}: the weights of a diverged model; tr"):
         metrics(val_loss)

@@ -34,7 +34,7 @@ def ids(vocab: Vocab) -> Any:
     return np.random.default_rng(0).integers(0, len(vocab), 45).astype(np.uint8)  # 5 windows and a partial one
 
 
-def test_analysis_is_the_evaluation_taken_apart(model: GPT, vocab: Vocab, ids: Any) -> None:
+def test_analysis_and_predictions_match_a_plain_computation(model: GPT, vocab: Vocab, ids: Any) -> None:
     found = analyse(model, ids)
     assert found.val_loss == pytest.approx(evaluate(model, ids), abs=1e-12)
     losses: list[tuple[int, int, float]] = []
@@ -62,7 +62,7 @@ def test_analysis_is_the_evaluation_taken_apart(model: GPT, vocab: Vocab, ids: A
         assert prediction.likeliest[0][1] >= prediction.probability - 1e-6
 
 
-def test_rare_characters_are_not_called_hard(vocab: Vocab) -> None:
+def test_rare_characters_are_left_out_of_the_hardest(vocab: Vocab) -> None:
     counts = np.full(len(vocab), 1000)
     counts[3] = 2
     found = Analysis(np.ones(4), np.ones(4, np.int64), counts * np.arange(len(vocab)) / 10, counts)
@@ -73,7 +73,7 @@ def test_rare_characters_are_not_called_hard(vocab: Vocab) -> None:
 @pytest.mark.parametrize(
     ("character", "name"), [("\n", "⏎"), (" ", "␣"), ("a", "a"), ("\u0301", "◌\u0301"), ("\x00", "U+0000")]
 )
-def test_every_character_can_be_seen(character: str, name: str) -> None:
+def test_visible_forms_of_characters(character: str, name: str) -> None:
     assert visible(character) == name
 
 
@@ -117,7 +117,7 @@ def test_the_page_compares_with_an_earlier_version() -> None:
     assert "chargpt@" not in page("abc") and "change" not in page("abc")
 
 
-def test_a_damaged_curve_is_named(tmp_path: Path) -> None:
+def test_a_damaged_curve_is_refused(tmp_path: Path) -> None:
     curve = tmp_path / "curves.tsv"
     with pytest.raises(ChargptError, match="no such file"):
         read_curve(curve)

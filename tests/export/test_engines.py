@@ -68,7 +68,7 @@ def llama(model: GPT, tmp_path: Path) -> Any:
 
 
 @pytest.mark.engine
-def test_llama_cpp_writes_the_same_text(model: GPT, llama: Any) -> None:
+def test_llama_cpp_generates_the_same_text(model: GPT, llama: Any) -> None:
     answer = llama("a", 200)
     assert answer["choices"][0]["text"] == greedy(model, "a", 200)
 
@@ -85,7 +85,7 @@ def test_llama_cpp_reads_each_character_as_one_token(model: GPT, llama: Any) -> 
     assert llama("a" * 257, 1)["error"]["type"] == "exceed_context_size_error"
 
 
-def test_gguf_is_the_same_bytes_again(tmp_path: Path) -> None:
+def test_gguf_is_reproducible(tmp_path: Path) -> None:
     model = random_model(GPTConfig(len(VOCAB), 8, 1, 2, 32))
     for name in ("a", "a", "b"):  # into "a" twice
         assert save_gguf(model_file(model, VOCAB), tmp_path / name / "model.gguf") == ""
@@ -103,7 +103,7 @@ def test_an_edited_modelfile_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "m.gguf").exists()
 
 
-def test_gguf_refuses_what_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
+def test_gguf_refuses_relu_and_u2581(tmp_path: Path) -> None:
     model = random_model(GPTConfig(len(VOCAB), 8, 1, 2, 8, activation="relu"))
     with pytest.raises(ChargptError, match=r"model\.gguf: not written: the model uses relu, and llama.cpp"):
         save_gguf(model_file(model, VOCAB), tmp_path / "model.gguf")
@@ -114,7 +114,7 @@ def test_gguf_refuses_what_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_ctranslate2_writes_the_same_text(model: GPT, tmp_path: Path) -> None:
+def test_ctranslate2_generates_the_same_text(model: GPT, tmp_path: Path) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
     export(model_file(model, VOCAB), tmp_path / "hf")
     ctranslate2.converters.TransformersConverter(str(tmp_path / "hf")).convert(str(tmp_path / "ct2"))
@@ -139,7 +139,7 @@ console.log(JSON.stringify([generated_text, ids]));
 
 
 @pytest.mark.engine
-def test_transformers_js_writes_the_same_text(model: GPT, tmp_path: Path) -> None:
+def test_transformers_js_generates_the_same_text(model: GPT, tmp_path: Path) -> None:
     if not (ROOT / "node_modules/@huggingface/transformers").is_dir():
         pytest.skip("transformers.js is not installed: npm install --ignore-scripts @huggingface/transformers")
     export(model_file(model, VOCAB), tmp_path / "hf")
@@ -159,7 +159,7 @@ SERVERS = {
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_writes_the_same_text(name: str, tmp_path: Path) -> None:
+def test_a_server_generates_the_same_text(name: str, tmp_path: Path) -> None:
     """vLLM needs other versions of packages: it is taken from PATH, where it may lie in an environment of its own."""
     installed = shutil.which(name)
     if installed is None:

@@ -4,6 +4,7 @@ import filecmp
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ VOCAB = Vocab(sorted("\n \"'!abc\u00e9\U0001f600"))
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("scale", ["head", "embedding"])
 @pytest.mark.parametrize("n_embd", [6, 12])  # narrower and wider than the vocabulary of 10
-def test_transformers_computes_the_same(tmp_path: Path, activation: Any, scale: Any, n_embd: int) -> None:
+def test_transformers_computes_the_same_logits(tmp_path: Path, activation: Any, scale: Any, n_embd: int) -> None:
     model = random_model(GPTConfig(10, 8, 2, 3, n_embd, 0.1, activation, scale))
     export(model_file(model, VOCAB), tmp_path / "hf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
@@ -49,13 +50,13 @@ def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
         tokenizer("\u2603")
 
 
-def test_a_model_that_vllm_refuses_is_told(tmp_path: Path) -> None:
+def test_export_reports_head_sizes_that_vllm_refuses(tmp_path: Path) -> None:
     assert export(model_file(random_model(GPTConfig(10, 8, 1, 2, 64)), VOCAB), tmp_path / "a") == ""
     wide = export(model_file(random_model(GPTConfig(10, 8, 1, 4, 8)), VOCAB), tmp_path / "b")
     assert "its heads are stored with 3 units; vLLM takes 32, 64" in wide
 
 
-def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
+def test_export_is_reproducible_and_replaces_only_exports(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
     export(model_file(model, VOCAB), tmp_path / "a")
     export(model_file(model, VOCAB), tmp_path / "b")
@@ -79,7 +80,7 @@ def test_same_bytes_and_safe_replacement(tmp_path: Path) -> None:
 
 def test_model_card(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
-    export(model_file(model, VOCAB), tmp_path / "hf", {"lr": 0.02}, {"val_loss": 1.25})
+    export(replace(model_file(model, VOCAB), params={"lr": 0.02}), tmp_path / "hf", {"val_loss": 1.25})
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     read = huggingface_hub.ModelCard.load(tmp_path / "hf/README.md").data  # as the Hub reads it
     assert (read.library_name, read.pipeline_tag) == ("transformers", "text-generation")
@@ -95,11 +96,12 @@ def test_model_card(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-W", "error", "-c", snippet], capture_output=True).returncode == 0
 
 
-def test_a_model_card_of_strangers_words(tmp_path: Path) -> None:
+def test_model_card_escapes_untrusted_text(tmp_path: Path) -> None:
     """What a model file says of itself ends no code, cell or line of the card."""
     odd = "`<img src=x>` | \n[a](javascript:b) \x9b31m\u202e\u2028\x7f"
     vocab = Vocab(sorted(set("\n`\x7f\x9b\u2028\u202eab|<")))
-    export(model_file(random_model(GPTConfig(10, 8, 1, 2, 8)), vocab), tmp_path / "hf", {odd: odd})
+    model = model_file(random_model(GPTConfig(10, 8, 1, 2, 8)), vocab)
+    export(replace(model, params={odd: odd}), tmp_path / "hf")
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     assert all(c.isprintable() or c == "\n" for c in card)
     row = next(line for line in card.splitlines() if "javascript" in line)
@@ -107,7 +109,7 @@ def test_a_model_card_of_strangers_words(tmp_path: Path) -> None:
     assert card.count("```") == 4
 
 
-def test_a_new_export_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_export_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also into an empty directory, and through a link to one."""
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
     for output in (tmp_path / "new", tmp_path / "empty", tmp_path / "link"):
@@ -126,7 +128,7 @@ def test_a_new_export_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".chargpt*"))
 
 
-def test_weights_too_large_for_the_layout(tmp_path: Path) -> None:
+def test_weights_that_overflow_in_the_layout_are_refused(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 16, attention_scale="head"))
     model.h[0].attn.c_attn.weight.data.fill_(3e38)
     model.h[0].ln_1.weight.data.fill_(3e38)

@@ -47,7 +47,7 @@ class Session:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("chunks", [[8], [1] * 8, [5, 1, 2]])
-def test_the_graph_is_the_model(config: GPTConfig, chunks: list[int]) -> None:
+def test_the_graph_computes_the_logits_of_the_model(config: GPTConfig, chunks: list[int]) -> None:
     """Its tokens that are no characters are impossible."""
     model = random_model(config)
     idx = torch.randint(0, config.vocab_size, (3, 8), generator=torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ def test_the_graph_is_the_model(config: GPTConfig, chunks: list[int]) -> None:
         read += size
 
 
-def test_padding_on_the_left_is_not_seen(model: GPT) -> None:
+def test_left_padding_is_masked(model: GPT) -> None:
     """As transformers.js gives several texts at once."""
     tensors, about = gpt2_layout(model_file(model), "model.onnx", 0)
     graph = gpt2_graph(tensors, about).SerializeToString()
@@ -81,7 +81,7 @@ def test_padding_on_the_left_is_not_seen(model: GPT) -> None:
     )
 
 
-def test_the_file_runs_without_us(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
+def test_the_file_runs_in_onnx_runtime_alone(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
     """As docs/engines.md shows it."""
     save_onnx(model_file(model, vocab), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

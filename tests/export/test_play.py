@@ -57,7 +57,7 @@ def write(tab: Any, beginning: str, count: int, temperature: float = 0) -> str:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("beginning", ["a", "</s> \"\U0001f600\u00e9'", "abc <a!>\n" * 5])  # the last: past the context
-def test_the_page_writes_the_same_text(tab: Any, model: GPT, beginning: str) -> None:
+def test_the_page_generates_the_same_text(tab: Any, model: GPT, beginning: str) -> None:
     ids = generate(model, torch.tensor([VOCAB.encode(beginning)]), 100, Sampling(temperature=0))
     assert write(tab, beginning, 100) == VOCAB.decode(ids[0].tolist())
 
@@ -72,7 +72,7 @@ def test_the_page_computes_the_same_logits(tab: Any, model: GPT) -> None:
 
 
 @pytest.mark.browser
-def test_what_one_does_on_the_page(tab: Any) -> None:
+def test_controls_of_the_page(tab: Any) -> None:
     first = write(tab, "ab", 60, temperature=1)
     assert write(tab, "ab", 60, temperature=1) == first, "same seed, same text"
     tab.click("#again")
@@ -100,7 +100,7 @@ def test_what_one_does_on_the_page(tab: Any) -> None:
     assert tab.locator("#problem").text_content() == "The model does not know the character \u2603"
 
 
-def test_the_page_is_the_same_bytes_again_and_no_larger_than_it_must_be(tmp_path: Path, model: GPT) -> None:
+def test_the_page_is_reproducible_and_small(tmp_path: Path, model: GPT) -> None:
     for name in "ab":
         save_page(model_file(model, VOCAB), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -108,7 +108,7 @@ def test_the_page_is_the_same_bytes_again_and_no_larger_than_it_must_be(tmp_path
     assert (tmp_path / "a").stat().st_size < 1.34 * weights + 25_000
 
 
-def test_weights_that_no_page_holds(tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_too_large_for_a_page_is_refused(tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(play, "MAX_BYTES", 1000)
     with pytest.raises(ChargptError, match="bytes of weights, and a page holds at most 1,000"):
         save_page(model_file(model, VOCAB), tmp_path / "play.html")

@@ -44,7 +44,7 @@ def used_cache(config: GPTConfig, batch_size: int) -> kernel.Cache:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("chunks", [[8], [1] * 8, [5, 1, 2], [1, 7]])
-def test_the_loops_compute_the_models_logits(config: GPTConfig, batch_size: int, chunks: list[int]) -> None:
+def test_both_decoders_compute_the_logits_of_the_model(config: GPTConfig, batch_size: int, chunks: list[int]) -> None:
     model = random_model(config)
     idx = torch.randint(0, config.vocab_size, (batch_size, 8), generator=torch.Generator().manual_seed(1))
     full = model(idx).detach().numpy()
@@ -59,7 +59,7 @@ def test_the_loops_compute_the_models_logits(config: GPTConfig, batch_size: int,
         np.testing.assert_allclose(torch_decoder.read(part), full[:, read - 1], rtol=0, atol=1e-5)
 
 
-def test_exp_and_gelu_within_their_bounds() -> None:
+def test_exp_and_gelu_are_exact_within_their_bounds() -> None:
     x = np.linspace(-86, 0, 100_001, dtype=np.float32)
     powers = np.array([kernel.exp(value) for value in x], np.float64)
     assert np.abs(powers / np.exp(x.astype(np.float64)) - 1).max() < 3e-7
@@ -73,7 +73,7 @@ def test_exp_and_gelu_within_their_bounds() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(2.0, 3, 0.9)])
-def test_both_decoders_write_the_same_text(
+def test_both_decoders_generate_the_same_text(
     config: GPTConfig, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past the context too, for more texts than are read together."""
@@ -86,7 +86,7 @@ def test_both_decoders_write_the_same_text(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_text_is_the_same_whatever_is_read_beside_it(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_does_not_depend_on_batch_or_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On any number of threads. With so wide a model, a difference in the last bit shows in some text."""
     model = random_model(GPTConfig(50, 32, 2, 2, 36))
     alone = [generate(model, [[i]], 60, Sampling(temperature=0))[0] for i in range(11)]
@@ -95,7 +95,7 @@ def test_a_text_is_the_same_whatever_is_read_beside_it(threads: int, monkeypatch
     assert np.array_equal(alone, together)
 
 
-def test_the_weights_of_now(model: GPT) -> None:
+def test_generate_uses_the_current_weights(model: GPT) -> None:
     generate(model, torch.tensor([[1]]), 5)
     with torch.no_grad():
         model.lm_head.bias[3] = 100
@@ -125,7 +125,7 @@ def test_a_model_is_packed_once_for_several_texts(
     assert len(calls) == 1
 
 
-def test_torch_decodes_without_dropout_and_gradients() -> None:
+def test_torch_decoder_runs_without_dropout_and_restores_the_mode() -> None:
     model = random_model(GPTConfig(11, 8, 1, 2, 8, dropout=0.5)).train()
     idx = np.array([[1, 2, 3]])
     first, second = (TorchDecoder(model, 1).read(idx) for _ in range(2))
@@ -136,7 +136,7 @@ def test_torch_decodes_without_dropout_and_gradients() -> None:
     assert model.training
 
 
-def test_other_devices_run_in_torch(model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_follows_device_and_model_size(model: GPT, vocab: Vocab, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `auto`, a small model stays on the processor, without torch."""
     file = model_file(model, vocab)
     assert isinstance(make_decoder(file, 1), CompiledDecoder)
@@ -153,13 +153,13 @@ def test_other_devices_run_in_torch(model: GPT, vocab: Vocab, monkeypatch: pytes
         assert isinstance(make_decoder(place(file, device), 1), TorchDecoder) == in_torch, device
 
 
-def test_a_large_model_streams_in_small_pieces(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_and_generate_choose_pieces_by_model_size(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole text is generated in larger ones. Both write the same."""
     pieces = []
 
-    def extend(self: CompiledDecoder, unread: Any, uniform: Any, choice: Any) -> Any:
+    def extend(self: CompiledDecoder, unread: Any, start: int, uniform: Any, choice: Any) -> Any:
         pieces.append(len(uniform))
-        return original(self, unread, uniform, choice)
+        return original(self, unread, start, uniform, choice)
 
     original = CompiledDecoder.extend
     monkeypatch.setattr(CompiledDecoder, "extend", extend)
@@ -183,7 +183,7 @@ def total(n):
         sum += i
     return sum
 """
-COMPILES = "preparing the generator for this machine: once, some 5 seconds\n"
+COMPILES = "compiling the generator for this machine, once: some 5 seconds\n"
 
 
 def total(folder: Path, cache: Path, before: str = "") -> str:
@@ -197,7 +197,7 @@ def total(folder: Path, cache: Path, before: str = "") -> str:
 
 
 @pytest.mark.system
-def test_damaged_and_full_caches_are_compiled_again(tmp_path: Path) -> None:
+def test_damaged_or_missing_compiled_code_is_compiled_again(tmp_path: Path) -> None:
     """And repaired: the next process loads the code."""
     assert total(tmp_path, tmp_path, "prlimit --fsize=1000") == COMPILES  # no room on the disk
     assert total(tmp_path, tmp_path) == COMPILES
@@ -214,7 +214,7 @@ def test_damaged_and_full_caches_are_compiled_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_compiled_once_for_all_copies_of_the_project(tmp_path: Path) -> None:
+def test_compiled_code_is_shared_between_copies_of_the_project(tmp_path: Path) -> None:
     """It says that it compiles. A copy elsewhere has it ready, and a machine where nothing can be kept works too."""
     here, there, cache, closed = (tmp_path / name for name in ("here", "there", "cache", "closed"))
     here.mkdir()
