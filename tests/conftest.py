@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-import zc.lockfile
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from chargpt.__main__ import main
@@ -231,7 +230,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
 
     def shared(name: str, fill: Callable[[Path], None]) -> Path:
         folder = base / name
-        with locked(base / f"{name}.lock"):
+        with FileLock(base / f"{name}.lock"):
             if not (base / f"{name}.filled").exists():
                 folder.mkdir()
                 fill(folder)
@@ -256,21 +255,6 @@ def template(shared: Shared) -> Path:
         (folder / "said.txt").write_text(done.stdout + done.stderr)
 
     return shared("template", fill) / "project"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, or wait for it."""
-    while True:
-        try:
-            lock = zc.lockfile.LockFile(str(path))
-            break
-        except zc.lockfile.LockError:
-            time.sleep(0.1)
-    try:
-        yield
-    finally:
-        lock.close()
 
 
 @pytest.fixture(scope="session")
