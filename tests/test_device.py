@@ -93,6 +93,7 @@ def test_bfloat16_learns_alike(tmp_path: Path) -> None:
     assert full[-1].val_loss < full[0].val_loss - 0.1
 
 
+@pytest.mark.system
 def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", compile=True)
     code = (

@@ -89,6 +89,7 @@ def test_bad_params_stop_the_first_stage(repo: Path, run: Run, change: list[str]
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.system
 def test_experiments_metrics_and_plots(repo: Path, run: Run) -> None:
     """From a clean tree and without a git identity, as on a fresh clone."""
     run("dvc", "exp", "run", "-n", "hotter", "-S", "lr=1e-05")
@@ -154,5 +155,5 @@ def test_the_runner_says_how_it_is_called(
     with pytest.raises(SystemExit) as ended:
         runner.main()
     assert ended.value.code == (
-        "error: type: python -m stages NAME, with one of download, evaluate, export, migrate, prepare, sample, train"
+        "error: run: python -m stages NAME, with one of download, evaluate, export, migrate, prepare, sample, train"
     )
