@@ -59,7 +59,7 @@ class StopRequests:
         if self._dvc and self.stopped is None and time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_PARENTS_EVERY_S
             if self._dvc not in [parent.pid for parent in psutil.Process().parents()]:
-                self.stopped = Stopped("DVC, which started this process, is gone")
+                self.stopped = Stopped("the DVC process that started this training has ended")
         self._noticed = self.stopped is not None
         return self.stopped
 

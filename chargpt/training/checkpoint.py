@@ -60,12 +60,13 @@ class CheckpointStore:
         """
         lock = _lock(self.folder)
         if lock is None:
-            self.report(Log("waiting for another process that trains the same run"))
+            self.report(Log("waiting for another process that is training the same run"))
         deadline = time.monotonic() + LOCK_WAIT_S
         while lock is None:
             if time.monotonic() > deadline:
                 raise ChargptError(
-                    f"{self.folder}: another process trains with the same parameters and data; wait for it or stop it"
+                    f"{self.folder}: another process is training with the same parameters and data; wait for it or stop"
+                    " it"
                 )
             time.sleep(0.2)
             lock = _lock(self.folder)
@@ -123,7 +124,7 @@ class CheckpointStore:
                 raise ValueError
             return {name: torch.from_numpy(array) for name, array in arrays.items()}, about["facts"]
         except (ValueError, KeyError, TypeError):  # ChargptError is a ValueError
-            self.report(Log(f"{self.path} is damaged and is ignored; training starts again"))
+            self.report(Log(f"{self.path} is damaged; ignoring it and training from step 0"))
             return None
 
     def remove(self) -> None:
@@ -146,7 +147,7 @@ def _lock(folder: Path) -> FileLock | None:
     except (OSError, NotImplementedError) as error:
         raise ChargptError(
             f"{folder}: cannot be locked ({error}). Where the file system has no locks, as with Lustre and some NFS"
-            " mounts, clone the project on a local disk"
+            " mounts, clone the project to a local disk"
         ) from None
 
 

@@ -60,5 +60,5 @@ def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None
     if changed:
         raise ChargptError(
             f"changed while training ran: {', '.join(changed)}; dvc.lock would describe a model that was not trained."
-            " Undo the change to keep this run's checkpoint, or run again to train with it"
+            " Undo the change to keep this run's checkpoint, or run again to train with the change"
         )

@@ -95,7 +95,7 @@ class Trainer:
             state.step += 1
             state.losses.append(loss.detach())
             self.report(Stepped(state.step, state.losses[-1]))
-        self.log(f"done; the weights of the lowest validation loss, {state.best_loss:.4f}, are kept")
+        self.log(f"done; kept the weights with the lowest validation loss, {state.best_loss:.4f}")
         if hint := overfitting(state.rows):
             self.log(hint)
         self.model.load_state_dict(state.best)
@@ -134,7 +134,8 @@ class Trainer:
         if not math.isfinite(train_loss + val_loss):
             raise ChargptError(
                 f"step {row.step}: training loss {train_loss}, validation loss {val_loss}: training diverged, no model"
-                f" was written; lower the rate (-S lr={params.lr / 3:.2g}), or try more warmup_iters or grad_clip=1.0"
+                f" was written; lower the learning rate (-S lr={params.lr / 3:.2g}), or try more warmup_iters or"
+                " grad_clip=1.0"
             )
         state.add_row(row)
         self.report(row)
@@ -151,7 +152,7 @@ class Trainer:
             if self.group.rank == 0:
                 saved = self.store.save(self.state.tensors() | {"losses": losses}, self.state.facts())
         if action == STOP:
-            stop = stop or Stopped("another process stopped")
+            stop = stop or Stopped("another rank stopped")
             where = f"saved at step {self.state.step}" if saved else "not saved"
             self.log(f"stopped ({stop.reason}); {where}. Run the same command to continue.")
             raise stop

@@ -69,4 +69,4 @@ def test_the_death_of_dvc_is_a_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -
     assert StopRequests()() is None
     monkeypatch.setenv("CHARGPT_DVC_PID", "999999999")
     stopped = StopRequests()()
-    assert stopped and (stopped.reason, stopped.status) == ("DVC, which started this process, is gone", 1)
+    assert stopped and (stopped.reason, stopped.status) == ("the DVC process that started this training has ended", 1)

@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_reported_and_ignored(tmp_path: Path, damage: Ca
     assert damage(content) != content
     store.path.write_bytes(damage(content))
     assert store.load() is None
-    assert lines == [f"{store.path} is damaged and is ignored; training starts again"]
+    assert lines == [f"{store.path} is damaged; ignoring it and training from step 0"]
 
 
 def test_the_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
     assert one.load() and other.load() is None
     write_tensors(other.path, {"x": np.zeros(3, np.float32)}, {})
     assert other.load() is None
-    assert lines == [f"{other.path} is damaged and is ignored; training starts again"] * 2
+    assert lines == [f"{other.path} is damaged; ignoring it and training from step 0"] * 2
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: Any) -> None:
@@ -209,7 +209,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, monkeypatch: pytes
     clock.slept = [lambda: None, end]
     with second.locked():
         assert (second.load() is None) == finished
-        assert lines == ["waiting for another process that trains the same run"]
+        assert lines == ["waiting for another process that is training the same run"]
     assert not clock.slept
     with first.locked():
         assert len(lines) == 1, "it is free again"
@@ -217,7 +217,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, monkeypatch: pytes
 
 def test_a_second_process_gives_up_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    message = "another process trains with the same parameters and data; wait for it or stop it"
+    message = "another process is training with the same parameters and data; wait for it or stop it"
     one, other = CheckpointStore(tmp_path, {}), CheckpointStore(tmp_path, {})
     with one.locked(), pytest.raises(ChargptError, match=message), other.locked():
         pass

@@ -177,7 +177,7 @@ def test_events_are_reported_in_order(tmp_path: Path) -> None:
     first = [("Started", 0), ("Row", 0), ("Stepped", 1), ("Stepped", 2), ("Row", 2)]
     assert seen == [*first, ("Stepped", 3), ("Stepped", 4), ("Row", 4), ("Stepped", 5), ("Row", 5), ("Log", None)]
     best = min(row.val_loss for row in listener.rows)
-    assert listener.log == [f"done; the weights of the lowest validation loss, {best:.4f}, are kept"]
+    assert listener.log == [f"done; kept the weights with the lowest validation loss, {best:.4f}"]
     assert all(event.loss.ndim == 0 for event in listener.events if isinstance(event, Stepped))
 
 
@@ -303,7 +303,7 @@ def test_one_process_that_stops_stops_all(toy_params: Params, monkeypatch: pytes
     with pytest.raises(Stopped):
         start(toy_params, listener, store=store).train()
     assert store.steps == [0]
-    assert listener.log == ["stopped (another process stopped); saved at step 0. Run the same command to continue."]
+    assert listener.log == ["stopped (another rank stopped); saved at step 0. Run the same command to continue."]
 
 
 def test_a_step_moves_the_weights_against_their_gradient(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_exploding_gradients(tmp_path: Path, optimizer: str, grad_clip: float) -
     try:
         model = Trainer(model, TRAIN, VAL, params, report=listener).train()
     except ChargptError as error:
-        assert "training diverged, no model was written; lower the rate (-S lr=3.3)" in str(error)
+        assert "training diverged, no model was written; lower the learning rate (-S lr=3.3)" in str(error)
     else:
         assert all(p.isfinite().all() for p in model.parameters())
         assert evaluate(model, VAL) == min(row.val_loss for row in listener.rows)
