@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pytest
 import torch
@@ -247,14 +246,6 @@ def test_a_file_system_without_locks_is_reported_at_once(
     with pytest.raises(ChargptError, match=message), CheckpointStore(tmp_path, {}).locked():
         pass
     assert time.monotonic() - began < 10
-
-
-def test_a_damaged_lock_file_is_no_obstacle(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, {})
-    store.folder.mkdir()
-    (store.folder / "lock").write_bytes(b"\0" * 100)
-    with store.locked(), pytest.raises(filelock.Timeout):
-        filelock.FileLock(store.folder / "lock", blocking=False).acquire()
 
 
 def test_a_fresh_start_removes_the_checkpoint(tmp_path: Path) -> None:
