@@ -1,7 +1,8 @@
 """Training beside a plain baseline: seconds to a loss, loss at equal time, steps per second.
 
     python benchmarks/train.py            # after `dvc repro prepare`; about four minutes, one process at a time
-    python benchmarks/train.py float32    # ours in float32, also where the processor computes in bfloat16
+    python benchmarks/train.py float32    # ours in float32, also on a CPU that computes in bfloat16
+    python benchmarks/train.py --recipes  # instead, the recipes of docs/recipes.md, with the median of three seeds
 
 The baseline follows nanoGPT's recipe for a CPU (karpathy/nanoGPT, README and config/train_shakespeare_char.py): 4
 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, AdamW with a cosine, tied embeddings, no biases, an
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -210,7 +212,23 @@ def child(what: str, **arguments: Any) -> dict[str, Any]:
     return result
 
 
+def recipes(seeds: int = 3) -> None:
+    """Train each recipe of docs/recipes.md, and print the medians of its seconds and of its loss."""
+    from ruamel.yaml import YAML
+
+    page = Path("docs/recipes.md").read_text(encoding="utf-8")
+    print(f"{'seconds':>8}{'val_loss':>10}  each loss, and the command")
+    for command in re.findall(r"^dvc (?:repro|exp run .*)$", page, re.MULTILINE):
+        changes = {key: YAML(typ="safe").load(value) for key, value in re.findall(r"-S (\w+)=(\S+)", command)}
+        runs = [child("chargpt", changes=changes | {"seed": 1337 + i}) for i in range(seeds)]
+        losses = [run["loss"] for run in runs]
+        seconds, loss = statistics.median(run["total_s"] for run in runs), statistics.median(losses)
+        print(f"{seconds:8.0f}{loss:10.4f}  {' '.join(f'{loss:.4f}' for loss in losses)}  {command}", flush=True)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--recipes"]:
+        return recipes()
     if sys.argv[1:2] == ["--one"]:
         what, arguments, started = sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
         runs = {"baseline": run_baseline, "chargpt": run_chargpt}

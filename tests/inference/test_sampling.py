@@ -208,6 +208,7 @@ def test_past_the_context_the_last_eighth_is_read_again() -> None:
     assert np.array_equal(generate(model, idx, 18, Sampling(temperature=0)), expected)
 
 
+@pytest.mark.system
 def test_an_eighth_of_the_context_costs_no_quality(tmp_path: Path) -> None:
     """The same characters, predicted from 4 to 32 others as above, and always from 32: within 1 %."""
     rng = np.random.default_rng(0)
