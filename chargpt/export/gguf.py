@@ -38,14 +38,9 @@ def save_gguf(model: ModelFile, path: str | Path) -> str:
     """
     path, c, vocab = Path(path), model.config, model.vocab
     if c.activation != "gelu":
-        raise ChargptError(
-            f"{path}: not written: the model uses {c.activation}, and llama.cpp computes GPT-2 with gelu only; export"
-            " to a directory or to a .onnx file"
-        )
+        raise ChargptError(f"{path}: not written: llama.cpp has no {c.activation} for GPT-2; export to a directory")
     if SPACE in vocab.itos:
-        raise ChargptError(
-            f"{path}: not written: the vocabulary holds U+2581, which llama.cpp reads as a space; export to a directory"
-        )
+        raise ChargptError(f"{path}: not written: llama.cpp reads U+2581 as a space; export to a directory")
     more = special_tokens(vocab) + BYTES
     tensors, config = gpt2_layout(model, path, len(more))
     characters = [SPACE if character == " " else character for character in vocab.itos]

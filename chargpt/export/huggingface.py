@@ -34,30 +34,19 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
     in GPT-2's layout is not finite.
     """
     output = Path(output)
-    if output.is_file():
-        raise ChargptError(f"{output}: is a file; choose a directory")
     if output.exists() and not (output.is_dir() and (not _names(output) or NEEDED <= _names(output) <= FILES)):
-        raise ChargptError(f"{output}: holds files that are not an earlier export; choose another directory")
+        raise ChargptError(f"{output}: is neither an earlier export nor an empty directory; choose another name")
     special = special_tokens(model.vocab)
     tensors, config = gpt2_layout(model, output, len(special))
-    with temporary_directory(output.parent) as outer:  # complete, or absent
-        folder = outer / "hf"
-        folder.mkdir()
+    with temporary_directory(output.parent) as folder:  # complete, or absent
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "config.json", config)
         write_json(folder / "tokenizer.json", tokenizer(model.vocab))
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "clean_up_tokenization_spaces": False,
-                "unk_token": special[0],  # CTranslate2 needs names for these three
-                "bos_token": special[1],
-                "eos_token": special[2],
-            },
-        )
+        # CTranslate2 needs names for these three
+        names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
+        about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", about | names)
         write_text(folder / "README.md", model_card(model, metrics or {}, config["n_embd"]))
-        (folder / ONNX).parent.mkdir()
         if fits(tensors):
             write_onnx(gpt2_graph(tensors, config), folder / ONNX)
         if output.exists() and any(output.iterdir()):
@@ -75,10 +64,9 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
 
 
 def _names(folder: Path) -> set[str]:
-    """All files below it, and all directories and links but that of the ONNX file."""
-    inside = folder / Path(ONNX).parent
-    paths = (path for path in folder.rglob("*") if path != inside or path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")}
+    """All files and links below a directory, without hidden ones."""
+    paths = [path for path in folder.rglob("[!.]*") if path.is_symlink() or not path.is_dir()]
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:

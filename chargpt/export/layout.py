@@ -56,13 +56,9 @@ def gpt2_layout(model: ModelFile, path: str | Path, more_tokens: int) -> tuple[d
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T
         with np.errstate(over="ignore"):  # found below
-            stored = tensor.astype(np.float32, order="C")
-        tensors[name if name.startswith("lm_head") else f"transformer.{name}"] = stored
-    for name, stored in tensors.items():
-        if not is_finite(stored):
-            raise ChargptError(
-                f"{path}: not written: in GPT-2's layout {name} holds nan or infinite values; export another model"
-            )
+            tensors[name if name == "lm_head.weight" else f"transformer.{name}"] = tensor.astype(np.float32, order="C")
+    if names := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ChargptError(f"{path}: not written: {names[0]} is not finite in GPT-2's layout; export another model")
     return tensors, _config(c, width, c.vocab_size + more_tokens)
 
 
@@ -88,9 +84,7 @@ def _config(c: GPTConfig, width: int, vocab_size: int) -> dict[str, Any]:
         "n_head": c.n_head,
         "n_inner": 4 * c.n_embd,
         "activation_function": c.activation,
-        "resid_pdrop": c.dropout,
-        "embd_pdrop": c.dropout,
-        "attn_pdrop": c.dropout,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout),
         "layer_norm_epsilon": LAYER_NORM_EPS * c.n_embd / width,
         "tie_word_embeddings": False,
         "bos_token_id": None,

@@ -18,7 +18,6 @@ from chargpt.model.file import ModelFile
 
 OPSET, IR_VERSION = 17, 8  # the oldest with the operator LayerNormalization
 LARGEST = 1_900_000_000  # bytes of weights; an ONNX file that contains its weights is limited to 2 GiB
-EMBEDDINGS = (("wte", "input"), ("wpe", "position"))
 MASKED = -1e9  # added to the score of a position that must not be seen
 
 
@@ -63,7 +62,8 @@ def gpt2_graph(tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> onnx
     graph.value("logits", ["B", "S", config["vocab_size"]], output=True)
     node = graph.node
     mask = graph.mask()
-    characters, positions = (node("Gather", graph.weight(f"{name}.weight"), f"{kind}_ids") for name, kind in EMBEDDINGS)
+    characters = node("Gather", graph.weight("wte.weight"), "input_ids")
+    positions = node("Gather", graph.weight("wpe.weight"), "position_ids")
     x = node("Add", characters, positions)
     for i in range(config["n_layer"]):
         x = node("Add", x, graph.attention(i, graph.layer_norm(f"h.{i}.ln_1", x), mask))
@@ -150,20 +150,19 @@ class _Graph:
         self.node("Split", self.linear(f"{name}.c_attn", x), outputs=parts, axis=-1)
         heads = [self.node("Reshape", part, self.integers(0, 0, *shape)) for part in parts]
         q, *new = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in heads)
-        k, v = (
-            self.node("Concat", self._cache(f"past_key_values.{layer}.{kind}", "P"), part, axis=2, outputs=[to])
-            for kind, part in zip(("key", "value"), new, strict=True)
-            for to in [self._cache(f"present.{layer}.{kind}", "P + S", output=True)]
-        )
+        k, v = (self.cached(f"{layer}.{kind}", part) for kind, part in zip(("key", "value"), new, strict=True))
         scale = self.constant(np.array((width // nh) ** -0.5, np.float32))
         scores = self.node("MatMul", self.node("Mul", q, scale), self.node("Transpose", k, perm=[0, 1, 3, 2]))
         weights = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
         y = self.node("Transpose", self.node("MatMul", weights, v), perm=[0, 2, 1, 3])
         return self.linear(f"{name}.c_proj", self.node("Reshape", y, self.integers(0, 0, width)))
 
-    def _cache(self, name: str, length: str, output: bool = False) -> str:
-        nh = self.config["n_head"]
-        return self.value(name, ["B", nh, length, self.config["n_embd"] // nh], output=output)
+    def cached(self, name: str, new: str) -> str:
+        """The keys or values of a layer: those in the cache, then the new ones."""
+        nh, width = self.config["n_head"], self.config["n_embd"]
+        past = self.value(f"past_key_values.{name}", ["B", nh, "P", width // nh])
+        present = self.value(f"present.{name}", ["B", nh, "P + S", width // nh], output=True)
+        return self.node("Concat", past, new, axis=2, outputs=[present])
 
     def finish(self) -> onnx.ModelProto:
         """The complete graph, with its weights inside."""

@@ -27,10 +27,7 @@ def save_page(model: ModelFile, path: str | Path) -> None:
     sizes = {name: math.prod(shape) for name, shape in model.config.shapes().items()}
     parameters = model.config.parameters
     if 4 * parameters > MAX_BYTES:
-        raise ChargptError(
-            f"{path}: not written: {4 * parameters:,} bytes of weights, and a page holds at most {MAX_BYTES:,};"
-            " export to a directory"
-        )
+        raise ChargptError(f"{path}: not written: the weights exceed {MAX_BYTES / 1e6:g} MB; export to a directory")
     weights = np.concatenate([model.weights[name].ravel() for name in sizes]).astype("<f4").tobytes()
     about = {
         "config": vars(model.config),

@@ -212,7 +212,10 @@ def test_export_refuses_unknown_formats(folder: Path, name: str) -> None:
 
 def test_outputs_over_inputs_and_pipeline_files_are_refused(folder: Path) -> None:
     (folder / "notes").write_text("mine")
-    assert "notes: is a file; choose a directory" in chargpt("export", "--output", "notes", cwd=folder).stderr
+    assert (
+        "notes: is neither an earlier export nor an empty directory"
+        in chargpt("export", "--output", "notes", cwd=folder).stderr
+    )
     done = chargpt("generate", "--output", "artifacts/model.safetensors", cwd=folder)
     assert (done.returncode, "is an input of this command and would replace it" in done.stderr) == (1, True)
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
