@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,10 +95,9 @@ def predictions(model: GPT, vocab: Vocab, ids: Ids, alternatives: int = 5) -> li
         probabilities = model(idx.to(model.wte.weight.device))[0].softmax(-1).cpu()
         given = probabilities.gather(1, targets[0, :, None])[:, 0]
         top, top_ids = probabilities.topk(min(alternatives, len(vocab)))
-        for target, p, row, row_ids in zip(
-            targets[0].tolist(), given.tolist(), top.tolist(), top_ids.tolist(), strict=True
-        ):
-            likeliest: list[tuple[str, Any]] = [(vocab.itos[i], q) for i, q in zip(row_ids, row, strict=True)]
+        columns = (column.tolist() for column in (targets[0], given, top, top_ids))
+        for target, p, row, row_ids in zip(*columns, strict=True):
+            likeliest = [(vocab.itos[i], q) for i, q in zip(row_ids, row, strict=True)]
             found.append(Prediction(vocab.itos[target], p, likeliest))
     return found
 

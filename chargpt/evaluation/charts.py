@@ -76,8 +76,7 @@ def bar_chart(names: Sequence[str], nats: Sequence[float]) -> str:
 
 def _chart(x_label: str, y_label: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
-    return figure, axes
+    return figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
 def _address(figure: Figure) -> str:

@@ -6,6 +6,7 @@ and Rabin 1987). The training text is read piece by piece, so memory does not gr
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ PASSAGE = 20  # characters; shorter passages are in the training text by chance
 PIECE = 1 << 20  # characters of the training text that are compared at once
 ROWS, LENGTH = 32, 500  # texts that the model generates, and their characters
 SAMPLING = Sampling(temperature=0.8)  # the default of `chargpt generate`
+FACTOR = 0x9E3779B97F4A7C15  # of the polynomial; odd, so that it has an inverse modulo 2^64
 Hashes = NDArray[np.uint64]
 
 
@@ -57,43 +59,38 @@ def find_overlap(texts: Ids, train_ids: Ids) -> Overlap:
     values = numbers[texts]
     passages = hashes(values, PASSAGE)
     found = np.zeros(passages.shape, bool)
-    longest, where = 0, (0, 0)
+    longest = texts[0, :0]
     for start in range(0, len(train_ids), PIECE):  # each piece repeats the end of the one before: no passage is cut
         piece = train_ids[start : start + PIECE + texts.shape[1] - 1]
         known = numbers[piece]
         found |= _occur(passages, hashes(known, PASSAGE))
-        shortest, too_long = longest + 1, texts.shape[1] + 1
-        length = shortest  # first only whether there is a longer one; then the longest, by bisection
-        while shortest < too_long:
-            common = _occur(hashes(values, length), hashes(known, length))
-            if common.any():
-                longest, where = length, tuple(np.argwhere(common)[0])
-                shortest = length + 1
-            elif length == shortest:
-                break
-            else:
-                too_long = length
-            length = (shortest + too_long) // 2
-    row, start = where
-    return Overlap(texts[row, start : start + longest], float(found.mean()) if found.size else 0.0)
+        if (length := _longest(values, known, len(longest))) > len(longest):
+            row, first = np.argwhere(_common(values, known, length))[0]
+            longest = texts[row, first : first + length]
+    return Overlap(longest, float(found.mean()) if found.size else 0.0)
+
+
+def _common(values: Hashes, known: Hashes, length: int) -> NDArray[np.bool_]:
+    """Which passages of `length` values occur in `known`."""
+    return _occur(hashes(values, length), hashes(known, length))
+
+
+def _longest(values: Hashes, known: Hashes, least: int) -> int:
+    """The length of the longest passage that occurs in `known`, or `least` if none is longer."""
+    if not _common(values, known, least + 1).any():
+        return least
+    lengths = range(values.shape[1] + 1)
+    return bisect_left(lengths, True, lo=least + 2, key=lambda length: not _common(values, known, length).any()) - 1
 
 
 def hashes(values: Hashes, length: int) -> Hashes:
     """The hash of each window of `length` values along the last axis, (..., max(0, N - length + 1)) uint64."""
     count = max(0, values.shape[-1] - length + 1)
-    total = np.zeros((*values.shape[:-1], count), np.uint64)
-    if not count:
-        return total
-    # windows of 1, 2, 4, ... values; those whose sizes add up to `length` are put together
-    window, size, factor, done = values, 1, np.uint64(0x9E3779B97F4A7C15), 0
-    while size <= length:
-        if length & size:
-            total = total * factor + window[..., done : done + count]
-            done += size
-        window = window[..., :-size] * factor + window[..., size:]
-        with np.errstate(over="ignore"):  # modulo 2^64
-            factor, size = factor * factor, 2 * size
-    return total
+    factors = (np.full(values.shape[-1], factor, np.uint64) for factor in (FACTOR, pow(FACTOR, -1, 2**64)))
+    powers, inverses = (np.multiply.accumulate(factor) for factor in factors)
+    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.uint64)
+    np.cumsum(values * powers, axis=-1, out=sums[..., 1:])
+    return (sums[..., length:] - sums[..., :count]) * inverses[:count]  # without the power that the place multiplies by
 
 
 def _occur(some: Hashes, many: Hashes) -> NDArray[np.bool_]:

@@ -354,15 +354,7 @@ def choose(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any) 
 
 @compiled
 def extend(
-    w: Any,
-    relu: Any,
-    cache: Any,
-    unread: Any,
-    start: Any,
-    uniform: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
+    w: Any, relu: Any, cache: Any, unread: Any, start: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any
 ) -> Any:
     """Read unread (B, S) at positions start, ...; then choose a character and read it, for each row of uniform (n, B).
 

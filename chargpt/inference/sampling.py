@@ -153,7 +153,7 @@ def _pieces(
         uniform = np.stack([row.numbers(count) for row in rows], axis=1)
         chosen = decoder.extend(unread, start, uniform, choice).T
         if chosen.min() < 0:
-            raise ChargptError("the model's predictions are not finite numbers: its training diverged; use another")
+            raise ChargptError("the model's predictions are not finite: training diverged; use another model")
         yield chosen
         start += unread.shape[1] + count - 1
         unread = chosen[:, -1:]

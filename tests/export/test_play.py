@@ -110,6 +110,6 @@ def test_the_page_is_reproducible_and_small(tmp_path: Path, model: GPT) -> None:
 
 def test_a_model_too_large_for_a_page_is_refused(tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(play, "MAX_BYTES", 1000)
-    with pytest.raises(ChargptError, match="the weights exceed 0.001 MB"):
+    with pytest.raises(ChargptError, match=r"the weights exceed 0\.001 MB"):
         save_page(model_file(model, VOCAB), tmp_path / "play.html")
     assert not list(tmp_path.iterdir())

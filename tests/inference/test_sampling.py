@@ -122,7 +122,7 @@ def test_nonfinite_predictions_are_refused(wrong: float, temperature: float, mon
     for decoder in (make_decoder, TorchDecoder):
         monkeypatch.setattr("chargpt.inference.sampling.make_decoder", decoder)
         with pytest.raises(
-            ChargptError, match=r"^the model's predictions are not finite numbers: its training diverged; use an"
+            ChargptError, match=r"^the model's predictions are not finite: training diverged; use another"
         ):
             generate(model, torch.tensor([[0], [1]]), 2, Sampling(temperature=temperature))
 
