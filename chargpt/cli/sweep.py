@@ -16,16 +16,18 @@ def sweep(
     report: Annotated[Path | None, typer.Option(help="Write a page about the sweep, and run nothing.")] = None,
 ) -> None:
     """Run a search for better parameters: each trial is a DVC experiment, on this machine or on a cluster."""
-    from chargpt.sweep.submit import best, prepare, run
+    from chargpt.sweep.submit import SWEEPS, best, prepare, run
 
     refuse_own(report)
-    begun = prepare(plan, new=report is None)
     if report is not None:
         from chargpt.sweep.page import write_page
+        from chargpt.sweep.plan import load_plan
+        from chargpt.sweep.study import open_sweep
 
-        write_page(begun, report)
+        write_page(open_sweep(SWEEPS / load_plan(plan).name), report)
         print(f"wrote {escape(report)}")
         return
+    begun = prepare(plan)
     run(begun, lambda line: print(escape(line, len(line)), flush=True))
     print(best(begun))
 

@@ -88,34 +88,23 @@ def _cut_half_line(journal: Path) -> None:
 
 def has_begun(folder: Path) -> bool:
     """Whether the sweep in a directory has a trial."""
-    if not (folder / JOURNAL).is_file():
-        return False
-    with _readable(folder):
-        return any(study.n_trials for study in optuna.get_all_study_summaries(_storage(folder)))
-
-
-@contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Raise ChargptError in place of the errors that Optuna raises for a damaged journal."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise ChargptError(
-            f"{folder / JOURNAL}: a line is damaged; restore the file, or give the sweep another name"
-        ) from None
+    return (folder / JOURNAL).is_file() and bool(open_sweep(folder).study.get_trials(deepcopy=False))
 
 
 def open_sweep(folder: Path) -> Sweep:
-    """Open the sweep in a directory. Raises ChargptError if there is none."""
+    """Open the sweep in a directory. Raises ChargptError if there is none, or if its journal is damaged."""
     folder = folder.absolute()
     if not (folder / JOURNAL).is_file():
         raise ChargptError(f"{folder}: not the directory of a sweep; run: chargpt sweep sweep.yaml")
-    with _readable(folder), warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
+    try:
         study = optuna.load_study(study_name=None, storage=_storage(folder))
         plan = Plan.model_validate_json(study.user_attrs[PLAN])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):  # by Optuna
+        raise ChargptError(f"{folder / JOURNAL}: is damaged; restore it, or give the sweep another name") from None
+    with warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
         study.sampler = make_engine(optuna.samplers, plan.sampler, seed_plus=len(study.get_trials(deepcopy=False)))
-        study.pruner = make_engine(optuna.pruners, plan.pruner)
-        return Sweep(folder, study, plan, study.user_attrs[BASELINE], study.user_attrs[CACHE])
+    study.pruner = make_engine(optuna.pruners, plan.pruner)
+    return Sweep(folder, study, plan, study.user_attrs[BASELINE], study.user_attrs[CACHE])
 
 
 def _storage(folder: Path) -> JournalStorage:

@@ -64,7 +64,7 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
         if taken := re.findall(rf"/({plan.name}-\d+)$", listed, re.MULTILINE):
             yield f"{where} already has an experiment {taken[0]}; give the sweep another name"
     if names := untracked_code():
-        yield f"{', '.join(names)}: untracked, so no trial would have it; {remedy(names)}"
+        yield f"{', '.join(names)}: not tracked by git, so no trial would have it; {remedy(names)}"
     changed = git("diff", "--name-only", "--relative", "-z", "HEAD").split("\0")[:-1]
     if names := [name for name in changed if Path(name).resolve() != Path(path).resolve()]:
         yield f'{", ".join(names)}: not committed, so no trial would have the changes; run: git commit -a -m "..."'
@@ -75,20 +75,16 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
         )
 
 
-def prepare(path: str | Path, new: bool = True) -> Sweep:
-    """Check everything, then create the sweep of a sweep.yaml or open it. new: whether it may be created.
+def prepare(path: str | Path) -> Sweep:
+    """Check everything, then create the sweep of a sweep.yaml or open it.
 
     Raises ChargptError with what stands in the way.
     """
     plan = load_plan(path)
     require_clone()
-    folder = (SWEEPS / plan.name).absolute()
-    if not has_begun(folder):
-        if not new:
-            raise ChargptError(f"sweep {plan.name}: no trial has begun; run: chargpt sweep {path}")
-        if lines := list(refusals(path, plan)):
-            raise ChargptError(*lines)
-    return create(folder, plan, git("rev-parse", "HEAD").strip(), places()[0])
+    if not has_begun(SWEEPS / plan.name) and (lines := list(refusals(path, plan))):
+        raise ChargptError(*lines)
+    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), places()[0])
 
 
 def run(sweep: Sweep, report: Callable[[str], None]) -> None:
@@ -162,12 +158,10 @@ def alive(sweep: Sweep, jobs: list[Job[None]]) -> int:
 def make_executor(sweep: Sweep) -> Executor:
     """What starts workers. Raises ChargptError without Slurm, or if submitit does not know a parameter."""
     plan = sweep.plan
-    wanted = {"name": f"{JOB}{plan.name}", "timeout_min": LONGEST_MIN} | (
-        plan.slurm if plan.executor == "slurm" else {}
-    )
+    limits = {"timeout_min": LONGEST_MIN} | (plan.slurm if plan.executor == "slurm" else {})
     try:
         executor = AutoExecutor(folder=sweep.folder / "jobs", cluster=plan.executor)
-        executor.update_parameters(**wanted)
+        executor.update_parameters(name=f"{JOB}{plan.name}", **limits)
     except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
         raise ChargptError(f"{plan.executor}: {one_line(error)}; see submitit's documentation") from None
     return executor

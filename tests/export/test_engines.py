@@ -103,12 +103,10 @@ def test_an_edited_modelfile_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "m.gguf").exists()
 
 
-def test_gguf_refuses_relu_and_u2581(tmp_path: Path) -> None:
-    model = random_model(GPTConfig(len(VOCAB), 8, 1, 2, 8, activation="relu"))
-    with pytest.raises(ChargptError, match=r"model\.gguf: not written: llama.cpp has no relu for GPT-2"):
-        save_gguf(model_file(model, VOCAB), tmp_path / "model.gguf")
-    model = random_model(GPTConfig(2, 8, 1, 2, 8))
-    with pytest.raises(ChargptError, match=r"llama.cpp reads U\+2581 as a space"):
+@pytest.mark.parametrize(("activation", "message"), [("relu", "has no relu for"), ("gelu", r"reads U\+2581 as")])
+def test_gguf_refuses_relu_and_u2581(tmp_path: Path, activation: Any, message: str) -> None:
+    model = random_model(GPTConfig(2, 8, 1, 2, 8, activation=activation))
+    with pytest.raises(ChargptError, match=rf"model\.gguf: not written: llama.cpp {message}"):
         save_gguf(model_file(model, Vocab([" ", "\u2581"])), tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
@@ -167,12 +165,10 @@ def test_a_server_generates_the_same_text(name: str, tmp_path: Path) -> None:
     model = random_model(GPTConfig(len(VOCAB), 256, 2, 2, 64))
     export(model_file(model, VOCAB), tmp_path / "hf")
     port = free_ports(1)[0]
-    command = [
-        str(Path(installed).with_name("python")),
-        *SERVERS[name].format(port=port, folder=tmp_path / "hf").split(),
-    ]
+    options = SERVERS[name].format(port=port, folder=tmp_path / "hf").split()
     log = tmp_path / "log"
     with log.open("wb") as output:
+        command = [str(Path(installed).with_name("python")), *options]
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=OFFLINE)
     try:
         request = {"model": str(tmp_path / "hf"), "prompt": "a", "max_tokens": 200, "temperature": 0}

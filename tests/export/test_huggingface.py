@@ -58,9 +58,8 @@ def test_export_reports_head_sizes_that_vllm_refuses(tmp_path: Path) -> None:
 
 def test_export_is_reproducible_and_replaces_only_exports(tmp_path: Path) -> None:
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
-    export(model_file(model, VOCAB), tmp_path / "a")
-    export(model_file(model, VOCAB), tmp_path / "b")
-    export(model_file(model, VOCAB), tmp_path / "b")
+    for name in "abb":  # into "b" twice
+        export(model_file(model, VOCAB), tmp_path / name)
     names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.*"))
     assert len(names) == 6
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
@@ -84,13 +83,8 @@ def test_model_card(tmp_path: Path) -> None:
     card = (tmp_path / "hf/README.md").read_text(encoding="utf-8")
     read = huggingface_hub.ModelCard.load(tmp_path / "hf/README.md").data  # as the Hub reads it
     assert (read.library_name, read.pipeline_tag) == ("transformers", "text-generation")
-    for words in (
-        "| `lr` | `0.02` |",
-        "| `val_loss` | `1.25` |",
-        "| `n_embd` | `8` |",
-        "may be 8 characters long",
-        "\U0001f600",
-    ):
+    rows = ("| `lr` | `0.02` |", "| `val_loss` | `1.25` |", "| `n_embd` | `8` |")
+    for words in (*rows, "may be 8 characters long", "\U0001f600"):
         assert words in card
     snippet = card.split("```python\n")[1].split("```")[0].replace("PATH OF THIS DIRECTORY", str(tmp_path / "hf"))
     assert subprocess.run([sys.executable, "-W", "error", "-c", snippet], capture_output=True).returncode == 0
@@ -112,12 +106,10 @@ def test_model_card_escapes_untrusted_text(tmp_path: Path) -> None:
 def test_a_new_export_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also into an empty directory, and through a link to one."""
     model = random_model(GPTConfig(10, 8, 1, 2, 8))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
     for output in (tmp_path / "new", tmp_path / "empty", tmp_path / "link"):
-        if output.name == "empty":
-            output.mkdir()
-        if output.name == "link":
-            (tmp_path / "target").mkdir()
-            output.symlink_to("target")
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
