@@ -7,8 +7,6 @@ class ChargptError(ValueError):
     Several problems are several arguments, a line each. One that starts with a space belongs to the line before.
     """
 
-    args: tuple[str, ...]
-
     def __str__(self) -> str:
         return "\n".join(self.args)
 

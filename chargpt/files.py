@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -99,9 +98,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             value = json.loads(file.read(MAX_JSON).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ChargptError(f"{path}: not valid JSON: {error}; correct it or make it again") from None
+        raise ChargptError(f"{path}: not valid JSON: {error}; correct or recreate it") from None
     if not isinstance(value, dict):
-        raise ChargptError(f"{path}: expected a JSON object, {{...}}; correct it or make it again")
+        raise ChargptError(f"{path}: expected a JSON object, {{...}}; correct or recreate it")
     return value
 
 
@@ -128,6 +127,5 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table atomically as tab-separated values, a format that DVC plots."""
-    table = io.StringIO()
-    csv.writer(table, delimiter="\t", lineterminator="\n").writerows([header, *rows])
-    write_text(path, table.getvalue())
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from chargpt.errors import ChargptError, escape
 from chargpt.files import atomic_write, unique_keys
 
 MAX_HEADER = 20_000_000  # bytes; a model with 1000 layers and every Unicode character needs 17 million
-AGAIN = "fetch or make it again"
-ID_FORMATS = ("U8", "U16", "U32")
 DTYPES = {"BOOL": "|b1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4"}
 DTYPES |= {"U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 FORMATS = {dtype: name for name, dtype in DTYPES.items()}
@@ -62,15 +60,6 @@ def _write(path: str | Path, metadata: Mapping[str, str], layout: Layout, chunks
             written += file.write(chunk.astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes())
         if written != end:
             raise ChargptError(f"{path}: the text changed while it was being read; run again")
-
-
-def read_arrays(path: str | Path, names: Sequence[str]) -> list[NDArray[Any]]:
-    """Memory-map the named arrays of ids in a .safetensors file. Raises ChargptError if the file lacks one of them."""
-    file = open_tensors(path)
-    missing = sorted(name for name in names if file.formats.get(name) not in ID_FORMATS)
-    if missing:
-        raise ChargptError(f"{path}: has no tensor {', '.join(missing)} of ids; run `dvc repro` to make it again")
-    return [file.array(name) for name in names]
 
 
 class TensorFile:
@@ -129,7 +118,7 @@ def open_tensors(path: str | Path) -> TensorFile:
             f"{path}: cannot be mapped into memory ({escape(error)}); free some, or use a smaller model"
         ) from None
     except (ValueError, RecursionError, SafetensorError) as error:
-        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); {AGAIN}") from None
+        raise ChargptError(f"{path}: truncated or not a safetensors file ({escape(error)}); fetch it again") from None
 
 
 def tensor_hash(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> str:
@@ -138,12 +127,9 @@ def tensor_hash(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -
     It covers the sha256 of each tensor's values, in the order of their names, and the facts as sorted JSON.
     Names, dtypes and shapes count only as far as the facts hold them.
     """
-
-    def digest(name: str) -> bytes:
-        return hashlib.sha256(np.asarray(tensors[name], order="C").data).digest()
-
+    arrays = (np.asarray(tensors[name], order="C") for name in sorted(tensors))
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock, so threads help
-        digests = list(pool.map(digest, sorted(tensors)))
+        digests = list(pool.map(lambda array: hashlib.sha256(array.data).digest(), arrays))
     return hashlib.sha256(b"".join(digests) + json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

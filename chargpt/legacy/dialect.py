@@ -32,7 +32,6 @@ GROUP = 32  # characters whose losses are summed: losses of neighbouring charact
 MIN_GROUPS = 30  # from fewer, the standard error is not known well enough
 MARGIN = 0.003  # nats by which a dialect must beat each other one
 UNTRAINED_MARGIN = 0.03  # the same for a model that predicts worse than character pairs do
-NAME_IT = "name the dialect (-S dialect=..., --dialect)"
 PAIRS_FROM = 1 << 20  # characters whose pairs are counted
 
 
@@ -127,26 +126,19 @@ def choose_dialect(found: Evidence, weights_dir: str | Path = "weights") -> str:
     the text ended before it clearly beat the next; or if an undertrained model could cause the difference.
     """
     best, second = found.ranking()[:2]
+    close = f"the two best dialects are too close to distinguish ({found})"
+    margin = UNTRAINED_MARGIN if found.losses[best] >= found.from_pairs else MARGIN
     if not math.isfinite(found.losses[best]):
         raise DoesNotFitCorpus(f"{weights_dir}: the loss is infinite: a diverged model; use an earlier one")
     if found.losses[best] >= found.from_frequencies:
-        raise DoesNotFitCorpus(
-            f"{weights_dir}: no dialect explains the text better than its character frequencies do"
-            f" ({found.from_frequencies:.4f} nats per character; {found}): an untrained model, or not the text it was"
-            f" trained on; pass that text, or {NAME_IT}"
-        )
-    if found.lead < CLEAR:
-        raise DoesNotFitCorpus(
-            f"{weights_dir}: the best two dialects are too close ({found}; {CLEAR:.0f} would be clear):"
-            f" pass more of the text it was trained on, or {NAME_IT}"
-        )
-    margin = UNTRAINED_MARGIN if found.losses[best] >= found.from_pairs else MARGIN
-    if found.losses[second] - found.losses[best] < margin:
-        raise DoesNotFitCorpus(
-            f"{weights_dir}: the model is too undertrained to tell the best two dialects apart ({found};"
-            f" {margin} nats would be clear): {NAME_IT}, or use a later checkpoint"
-        )
-    return best
+        problem = f"no dialect is better than the text's character frequencies ({found}): pass the model's own text"
+    elif found.lead < CLEAR:
+        problem = f"{close}; {CLEAR:.0f} standard errors are needed: pass more of the model's own text"
+    elif found.losses[second] - found.losses[best] < margin:
+        problem = f"the model is undertrained: {close}; {margin} nats are needed: use a later checkpoint"
+    else:
+        return best
+    raise DoesNotFitCorpus(f"{weights_dir}: {problem}, or name the dialect (-S dialect=..., --dialect)")
 
 
 def build_model(weights: LegacyWeights, dialect: str) -> GPT:

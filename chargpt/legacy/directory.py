@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from chargpt.text.vocab import Vocab
 AGAIN = "copy all files of the model again"
 UNKNOWN = "not a parameter of this model; move it out of the directory"
 MAX_REPORTED = 20  # problems named in one report; the others are only counted
-MAX_FILES = 50_000  # a model with 100 layers of 100 heads has fewer
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
 PARAMETER = re.compile(r"^(?:h\.(\d+)\.)?(.*)\.(weight|bias)$")  # of `GPT`: layer, module, kind
@@ -50,15 +49,8 @@ class LegacyWeights:
     def require_vocab(self, vocab: Vocab) -> None:
         """Raise DoesNotFitCorpus if the text has another number of distinct characters than the model knows."""
         if self.sizes["vocab_size"] != len(vocab):
-            raise DoesNotFitCorpus(
-                f"{self.folder}: the weights know {self.sizes['vocab_size']} characters, the text has {len(vocab)}:"
-                " pass the text that this model was trained on"
-            )
-
-    @property
-    def parameters(self) -> int:
-        """Number of values in all tensors."""
-        return sum(t.size for t in self.tensors.values())
+            found = f"the weights know {self.sizes['vocab_size']} characters, the text has {len(vocab)}"
+            raise DoesNotFitCorpus(f"{self.folder}: {found}: pass the text that this model was trained on")
 
 
 def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) -> LegacyWeights:
@@ -76,7 +68,10 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
         except ChargptError as error:
             problems.append(str(error))
             shapes[name] = ()
-    sizes = _sizes(folder, shapes, problems)
+    try:
+        sizes = _sizes(shapes)
+    except ChargptError as error:
+        raise _refusal(folder, [*problems, f"{folder}: {error}; {AGAIN}"]) from None
     expected = expected_shapes(sizes)
     problems += [f"{folder / name}.txt: missing; {AGAIN}" for name in expected.keys() - files.keys()]
     for name, path in files.items():
@@ -87,24 +82,25 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
             problems.append(f"{path}: shape {list(found)}, expected {list(expected[name])}; {AGAIN}")
     if config_path is not None:
         sizes |= _check_config(Path(config_path), sizes, problems)
-    _raise(folder, problems)
+    if problems:
+        raise _refusal(folder, problems)
     legacy = {}
     for name, shape in expected.items():
         try:
             legacy[name] = read_values(files[name], shape)
         except ChargptError as error:
             problems.append(str(error))
-    _raise(folder, problems)
+    if problems:
+        raise _refusal(folder, problems)
     return LegacyWeights(sizes, rename(legacy, sizes), folder)
 
 
-def _raise(folder: Path, problems: list[str]) -> None:
-    """Raise ChargptError if there are problems."""
+def _refusal(folder: Path, problems: list[str]) -> ChargptError:
+    """One error for all problems of a directory."""
     lines = sorted(set(problems))
     if len(lines) > MAX_REPORTED:
         lines[MAX_REPORTED:] = [f"and {len(lines) - MAX_REPORTED} more problems"]
-    if lines:
-        raise ChargptError(f"{folder}: not migrated, nothing was written:", *(f"  {line}" for line in lines))
+    return ChargptError(f"{folder}: not migrated, nothing was written:", *(f"  {line}" for line in lines))
 
 
 def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
@@ -114,10 +110,7 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     if (folder / "weights").is_dir() and not (folder / "lm_head.weight.txt").exists():
         raise ChargptError(f"{folder}: holds a directory `weights` instead of weights; pass {folder / 'weights'}")
     files = {}
-    entries = list(islice(folder.iterdir(), MAX_FILES + 1))
-    if len(entries) > MAX_FILES:
-        raise ChargptError(f"{folder}: more than {MAX_FILES} files, which no legacy model has; move the others out")
-    for entry in sorted(entries):
+    for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() or not entry.is_file():
@@ -131,27 +124,20 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
-def _sizes(folder: Path, shapes: dict[str, tuple[int, ...]], problems: list[str]) -> dict[str, Any]:
+def _sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The sizes of the model, from the names and shapes of its parameters. Raises ChargptError if they have none."""
     tokens, positions = (f"{RENAMED[name]}.weight" for name in ("wte", "wpe"))
     layers = {int(m[1]) for name in shapes if (m := LAYER.match(name))}
     heads = {int(m[1]) for name in shapes if (m := HEAD.match(name))}
     n_layer, n_head = max(layers, default=0) + 1, max(heads, default=0) + 1
     if any(len(shapes.get(name, ())) != 2 for name in (tokens, positions)):
-        problems.append(f"{folder}: {tokens}.txt or {positions}.txt is missing or not a matrix; {AGAIN}")
-    elif n_layer * n_head > len(shapes):  # a single wrong name must not make millions of files expected
-        implied = f"the file names imply {n_layer} layers of {n_head} heads, but there are {len(shapes)} files"
-        problems.append(f"{folder}: {implied}; move wrongly named files out")
-    else:
-        sizes: dict[str, Any] = {"vocab_size": shapes[tokens][0], "block_size": shapes[positions][0]}
-        sizes |= {"n_layer": n_layer, "n_head": n_head, "n_embd": shapes[tokens][1], "dropout": 0.0}
-        try:
-            GPTConfig(**sizes)
-            return sizes
-        except ChargptError as error:
-            problems.append(f"{folder}: {error}; {AGAIN}")
-    _raise(folder, problems)
-    raise AssertionError
+        raise ChargptError(f"{tokens}.txt or {positions}.txt is missing or not a matrix")
+    if n_layer * n_head > len(shapes):  # a single wrong name must not make millions of files expected
+        raise ChargptError(f"the names of {len(shapes)} files imply {n_layer} layers of {n_head} heads")
+    sizes: dict[str, Any] = {"vocab_size": shapes[tokens][0], "block_size": shapes[positions][0]}
+    sizes |= {"n_layer": n_layer, "n_head": n_head, "n_embd": shapes[tokens][1], "dropout": 0.0}
+    GPTConfig(**sizes)
+    return sizes
 
 
 def legacy_parts(sizes: dict[str, Any]) -> dict[str, list[str]]:

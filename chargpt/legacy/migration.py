@@ -48,11 +48,9 @@ class Migration:
 
     def report(self) -> str:
         """The result as one line for the user."""
-        return (
-            f"migrate: {self.parameters} parameters, largest error {self.max_parameter_error}; dialect {self.dialect}"
-            + (f" ({self.evidence})" if self.evidence else "")
-            + f"; validation loss {self.val_loss:.4f}"
-        )
+        dialect = f"{self.dialect} ({self.evidence})" if self.evidence else self.dialect
+        copied = f"{self.parameters} parameters, largest error {self.max_parameter_error}"
+        return f"migrate: {copied}; dialect {dialect}; validation loss {self.val_loss:.4f}"
 
 
 def migrate(
@@ -78,12 +76,9 @@ def migrate(
     model = build_model(weights, dialect)
     val_loss = evaluate(model, ids)
     if not math.isfinite(val_loss):
-        raise ChargptError(
-            f"{weights.folder}: the validation loss is {val_loss}: a diverged model; nothing was written;"
-            " use an earlier one"
-        )
+        raise ChargptError(f"{weights.folder}: the validation loss is {val_loss}: a diverged model; use an earlier one")
     save_model(output, model, vocab, {"dialect": dialect})
     read = read_model(output)
     assert read.config == model.config
     error = max(float(np.abs(read.weights[name] - tensor).max()) for name, tensor in weights.tensors.items())
-    return Migration(weights.parameters, error, dialect, val_loss, evidence)
+    return Migration(model.config.parameters, error, dialect, val_loss, evidence)

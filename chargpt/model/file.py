@@ -57,11 +57,10 @@ def read_model(path: str | Path) -> ModelFile:
     facts = _parse_facts(path, file.metadata)
     try:
         config, vocab = GPTConfig(**facts["config"]), Vocab(facts["vocab"])
+        if len(vocab) != config.vocab_size:
+            raise ChargptError(f"the vocabulary has {len(vocab)} characters, but vocab_size is {config.vocab_size}")
     except (ValueError, KeyError, TypeError) as error:
         raise _refused(path, f"the file's architecture or vocabulary is damaged: {escape(error)}") from None
-    if len(vocab) != config.vocab_size:
-        size = escape(config.vocab_size, 20)
-        raise _refused(path, f"vocab_size is {size}, but the vocabulary has {len(vocab)} characters")
     _check_shapes(path, file, config)
     weights = file.arrays()
     claimed = facts.pop("sha256", None)
@@ -92,23 +91,17 @@ def _parse_facts(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _refused(path, "the metadata key `chargpt` is not the JSON that chargpt writes") from None
     if version > FORMAT_VERSION:
-        newer = f"format version {escape(version, 20)} is newer than {FORMAT_VERSION}"
-        raise _refused(path, newer, "update chargpt to read it")
+        raise _refused(path, f"format version {escape(version, 20)} is newer than {FORMAT_VERSION}", "update chargpt")
     return facts
 
 
 def _check_shapes(path: str | Path, file: TensorFile, config: GPTConfig) -> None:
     """Raise ChargptError unless the file's tensors have the names, shapes and dtypes of the model's weights."""
     if config.n_layer > MAX_LAYERS:  # checked before the names of all layers are listed
-        found = f"the model has {escape(config.n_layer, 20)} layers; chargpt reads at most {MAX_LAYERS}"
-        raise _refused(path, found, "use a smaller model")
+        raise _refused(path, f"{escape(config.n_layer, 20)} layers exceed {MAX_LAYERS}", "use a smaller model")
     expected = config.shapes()
-    missing, unexpected = expected.keys() - file.shapes.keys(), file.shapes.keys() - expected.keys()
-    for kind, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            first = ", ".join(escape(name, 60) for name in sorted(names)[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise _refused(path, f"{kind} tensors: {first}{more}")
+    if names := expected.keys() ^ file.shapes.keys():
+        raise _refused(path, f"{len(names)} tensors missing or unexpected: {escape(', '.join(sorted(names)))}")
     for name, shape in expected.items():
         if file.shapes[name] != list(shape) or file.formats[name] != "F32":
             found = f"{file.formats[name]} {escape(file.shapes[name], 60)}"
@@ -129,12 +122,8 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
     tensors = model.arrays()
     if name := _diverged(tensors):
         raise _refused(path, f"not written: {name} holds nan or infinite values", "train with a lower lr")
-    facts = {
-        "format_version": FORMAT_VERSION,
-        "config": asdict(model.config),
-        "vocab": "".join(vocab.itos),
-        "params": dict(params or {}),
-    }
+    facts: dict[str, Any] = {"format_version": FORMAT_VERSION, "params": dict(params or {})}
+    facts |= {"config": asdict(model.config), "vocab": "".join(vocab.itos)}
     facts["sha256"] = tensor_hash(tensors, facts)
     write_tensors(path, tensors, {"chargpt": json.dumps(facts, sort_keys=True)})
 

@@ -169,9 +169,8 @@ class KVCache:
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         c = model.config
-        weight = model.wte.weight
         shape = (c.n_layer, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.keys = model.wte.weight.new_zeros(shape)
         self.values = torch.zeros_like(self.keys)
         self.length = 0
 

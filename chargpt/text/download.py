@@ -32,9 +32,7 @@ def is_default_corpus(corpus: str) -> bool:
 def require_corpus(corpus: str) -> None:
     """Raise ChargptError if `corpus` is a text of the user's own and there is no such file."""
     if not is_default_corpus(corpus) and not Path(corpus).is_file():
-        raise ChargptError(
-            f"params.yaml: corpus is {corpus!r}, and there is no such file; give a path from the project's root"
-        )
+        raise ChargptError(f"params.yaml: corpus is {corpus!r}, and there is no such file; give an existing path")
 
 
 def download(cache: Path | None = None) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError
-from chargpt.tensors import read_arrays, write_arrays
+from chargpt.tensors import open_tensors, write_arrays
 from chargpt.text.corpus import read_text
 from chargpt.text.vocab import Vocab
 
@@ -53,14 +53,14 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
 
     Raises ChargptError if the file holds anything else, or an id outside the vocabulary.
     """
-    train, val = read_arrays(path, ["train", "val"])
-    for name, ids in (("train", train), ("val", val)):
-        if ids.ndim != 1 or ids.dtype != vocab.dtype or len(ids) < 2 or int(ids.max()) >= len(vocab):
-            raise ChargptError(
-                f"{path}: {name} does not hold ids of the vocabulary's {len(vocab)} characters;"
-                " run `dvc repro -f prepare` to make it again"
-            )
-    return train, val
+    file = open_tensors(path)
+    known = [name for name in ("train", "val") if file.formats.get(name) == f"U{8 * vocab.dtype.itemsize}"]
+    arrays = [file.array(name) for name in known]
+    if len(arrays) < 2 or any(ids.ndim != 1 or len(ids) < 2 or int(ids.max()) >= len(vocab) for ids in arrays):
+        raise ChargptError(
+            f"{path}: does not hold ids of the vocabulary's {len(vocab)} characters; run: dvc repro -f prepare"
+        )
+    return arrays[0], arrays[1]
 
 
 def epoch_parts(characters: int, block_size: int) -> tuple[int, int]:

@@ -78,24 +78,17 @@ class Vocab:
     def load(cls, path: str | Path) -> Vocab:
         """Read a vocabulary from a file with the output of `to_json`. Raises ChargptError if it holds anything else."""
         if not Path(path).is_file():
-            raise ChargptError(f"{path}: no such file; run `dvc repro` to make it")
+            raise ChargptError(f"{path}: no such file; run: dvc repro")
         try:
             return cls(list(json.loads(Path(path).read_text(encoding="utf-8"))["characters"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:  # ChargptError is a ValueError
-            reason = f": {error}" if isinstance(error, ChargptError) else ""
-            raise ChargptError(
-                f'{path}: not a vocabulary like {{"characters": "abc"}}{reason};'
-                " run `dvc repro -f prepare` to make it again"
-            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ChargptError(f"{path}: not a vocabulary ({error}); run: dvc repro -f prepare") from None
 
     def __len__(self) -> int:
         return len(self.itos)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocab) and self.itos == other.itos
-
-    def __hash__(self) -> int:
-        return hash(self.itos)
 
     def __repr__(self) -> str:
         return f"Vocab({''.join(self.itos)!r})"

@@ -17,7 +17,7 @@ from chargpt.errors import ChargptError
 from chargpt.evaluation.loss import evaluate
 from chargpt.inference.sampling import Sampling, generate
 from chargpt.legacy import dialect as dialects
-from chargpt.legacy import directory, values
+from chargpt.legacy import values
 from chargpt.legacy.dialect import DoesNotFitCorpus, Evidence, build_model, choose_dialect, weigh_dialects
 from chargpt.legacy.directory import LegacyWeights, read_legacy
 from chargpt.legacy.migration import migrate
@@ -118,17 +118,6 @@ def test_any_written_directory_reads_back(
     assert np.array_equal(read["lm_head.weight"], tensors["lm_head.weight"])
 
 
-def damage(name: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        change(folder / f"{name}.txt")
-
-    return apply
-
-
-def edit(old: bytes, new: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(path.read_bytes().replace(old, new, 1))
-
-
 def line(number: int, new: str) -> Callable[[Path], object]:
     def change(path: Path) -> None:
         lines = path.read_text().splitlines()
@@ -143,52 +132,41 @@ def linked(path: Path) -> None:
     path.symlink_to(path.parent.parent / "elsewhere")
 
 
-BAD = [
-    (damage("ln_f.bias", Path.unlink), [r"ln_f\.bias\.txt: missing"]),
-    (damage("extra.weight", lambda p: p.write_text("# shape: [1]\n1.0\n")), ["extra.weight.txt: not a parameter"]),
-    (
-        damage("ln_f.bias", lambda p: p.write_bytes(b"")),
-        ["ln_f.bias.txt: line 1 is '', expected a shape like `# shape"],
-    ),
-    (
-        damage("lm_head.weight", lambda p: p.write_bytes(p.read_bytes()[:500])),
-        ["lm_head.weight.txt: .*(truncated|hold)"],
-    ),
-    (damage("ln_f.bias", lambda p: p.write_bytes(p.read_bytes() + b"1.0\n")), ["more than the 8 values"]),
-    (damage("lm_head.weight", lambda p: p.write_bytes(p.read_bytes()[:-6])), ["the last value, .*, is cut off"]),
-    (damage("ln_f.bias", line(4, "abc")), [r"line 4: 'abc' is not one number"]),
-    (damage("ln_f.bias", line(4, "1_0")), [r"line 4: '1_0' is not one number"]),
-    (damage("ln_f.bias", line(4, "1.0 2.0")), [r"line 4: '1.0 2.0' is not one number"]),
-    (damage("ln_f.bias", line(5, "nan")), ["line 5: the value is nan: the model diverged"]),
-    (damage("ln_f.bias", line(5, "-inf")), ["line 5: the value is -inf"]),
-    (damage("ln_f.bias", line(5, "1e60")), ["line 5: the value is 1e60"]),
-    (damage("ln_f.bias", line(1, "# shape: [__import__('os').mkdir('hacked')]")), ["expected a shape like"]),
-    (damage("ln_f.bias", line(1, "# shape: [-8]")), ["expected a shape like"]),
-    (damage("ln_f.bias", line(1, "# shape: [0]")), ["expected a shape like"]),
-    (damage("ln_f.bias", line(1, "1.0")), ["expected a shape like"]),
-    (damage("ln_f.bias", line(1, "# shape: [7]")), [r"shape \[7\], expected \[8\]"]),
-    (damage("lm_head.weight", line(1, "# shape: [1000000, 1000000]")), [r"shape \[1000000, 1000000\], expected"]),
-    (damage("token_embedding_table.weight", line(1, "# shape: [999999999, 8]")), ["cannot hold|expected"]),
-    (damage("ln_f.bias", linked), ["not a regular file"]),
-    (damage("pipe", os.mkfifo), [r"pipe\.txt: not a regular file"]),
-    (damage("ln_f.bias", lambda p: os.truncate(p, 2_000_000_000)), ["2000000000 bytes cannot hold the 8 values"]),
-    (damage("blocks.900.sa.heads.900.key.weight", lambda p: p.write_text("# shape: [1]\n1\n")), ["901 layers of 901"]),
-    (
-        damage("token_embedding_table.weight", Path.unlink),
-        ["token_embedding_table.weight.txt or position_.* is missing or not a matrix"],
-    ),
-]
+BIAS, HEAD, TOKENS = "ln_f.bias", "lm_head.weight", "token_embedding_table.weight"
+HACK = "# shape: [__import__('os').mkdir('hacked')]"
 
 
-@pytest.mark.parametrize(("damage", "messages"), BAD)
-def test_damaged_directories_are_refused(tmp_path: Path, damage: Callable[[Path], None], messages: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (BIAS, Path.unlink, r"ln_f\.bias\.txt: missing"),
+        ("extra.weight", lambda p: p.write_text("# shape: [1]\n1.0\n"), "extra.weight.txt: not a parameter"),
+        (BIAS, lambda p: p.write_bytes(b""), "ln_f.bias.txt: line 1 is '', expected a shape like `# shape"),
+        (HEAD, lambda p: p.write_bytes(p.read_bytes()[:500]), "lm_head.weight.txt: .*(truncated|hold)"),
+        (BIAS, lambda p: p.write_bytes(p.read_bytes() + b"1.0\n"), "more than the 8 values"),
+        (HEAD, lambda p: p.write_bytes(p.read_bytes()[:-6]), "the last value, .*, is cut off"),
+        *[(BIAS, line(4, text), f"line 4: '{text}' is not one number") for text in ("abc", "1_0", "1.0 2.0")],
+        *[(BIAS, line(5, text), f"line 5: the value is {text}: the model") for text in ("nan", "-inf", "1e60")],
+        *[(BIAS, line(1, text), "expected a shape like") for text in (HACK, "# shape: [-8]", "# shape: [0]", "1.0")],
+        (BIAS, line(1, "# shape: [7]"), r"shape \[7\], expected \[8\]"),
+        (HEAD, line(1, "# shape: [1000000, 1000000]"), r"shape \[1000000, 1000000\], expected"),
+        (TOKENS, line(1, "# shape: [999999999, 8]"), "cannot hold|expected"),
+        (BIAS, linked, "not a regular file"),
+        ("pipe", os.mkfifo, r"pipe\.txt: not a regular file"),
+        (BIAS, lambda p: os.truncate(p, 2_000_000_000), "2000000000 bytes cannot hold the 8 values"),
+        ("blocks.900.sa.heads.900.key.weight", lambda p: p.write_text("# shape: [1]\n1\n"), "901 layers of 901"),
+        (TOKENS, Path.unlink, "token_embedding_table.weight.txt or position_.* is missing or not a matrix"),
+    ],
+)
+def test_damaged_directories_are_refused(
+    tmp_path: Path, name: str, change: Callable[[Path], object], message: str
+) -> None:
     folder = save(legacy_model("relu-head"), tmp_path / "w")
-    damage(folder)
+    change(folder / f"{name}.txt")
     with pytest.raises(ChargptError) as error:
         read_legacy(folder)
-    for message in messages:
-        assert re.search(message, str(error.value)), str(error.value)
-    assert len(str(error.value).splitlines()) <= 22
+    assert re.search(message, str(error.value)), str(error.value)
+    assert len(error.value.args) <= 22
     assert not (tmp_path / "hacked").exists() and not Path("hacked").exists()
 
 
@@ -201,15 +179,6 @@ def test_a_report_has_at_most_22_lines(tmp_path: Path) -> None:
     with pytest.raises(ChargptError, match=r"and 10005 more problems") as error:
         read_legacy(folder)
     assert len(str(error.value).splitlines()) == 22
-
-
-def test_directories_with_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save(legacy_model("relu-head"), tmp_path / "w")
-    monkeypatch.setattr(directory, "MAX_FILES", len(list(folder.iterdir())))
-    read_legacy(folder)
-    (folder / "one_more.txt").touch()
-    with pytest.raises(ChargptError, match=r"w: more than .* files, which no legacy model has; move the others out"):
-        read_legacy(folder)
 
 
 def test_rubbish_after_megabytes_of_blanks_is_found(tmp_path: Path) -> None:
@@ -244,7 +213,7 @@ def test_other_texts_are_refused(tmp_path: Path) -> None:
     ids = text_of(reference, 2000)
     with pytest.raises(DoesNotFitCorpus, match="the weights know 8 characters, the text has 2"):
         read_legacy(folder).require_vocab(Vocab("ab"))
-    with pytest.raises(DoesNotFitCorpus, match="no dialect explains the text"):
+    with pytest.raises(DoesNotFitCorpus, match="no dialect is better than the text's character frequencies"):
         migrate(read_legacy(folder), output, VOCAB, ids[::-1].copy() // 2)
     assert not output.exists()
 
@@ -267,10 +236,10 @@ def test_unclear_dialects_are_refused() -> None:
         choose_dialect(Evidence(losses, 3.9, 1000, 4.2, 2.4))
     assert choose_dialect(Evidence(losses, 4.0, 1000, 4.2, 2.4)) == "relu-head"
     close = losses | {"relu-head": 4.15}
-    with pytest.raises(DoesNotFitCorpus, match=r"too undertrained .*--dialect"):
+    with pytest.raises(DoesNotFitCorpus, match=r"is undertrained: .*--dialect"):
         choose_dialect(Evidence(close, 40.0, 1000, 4.2, 4.15))
     assert choose_dialect(Evidence(close, 4.0, 1000, 4.2, 4.151)) == "relu-head"
-    with pytest.raises(DoesNotFitCorpus, match=r"too undertrained .*; 0\.003 nats would be clear"):
+    with pytest.raises(DoesNotFitCorpus, match=r"is undertrained: .*; 0\.003 nats are needed"):
         choose_dialect(Evidence(losses | {"relu-head": 4.168}, 40.0, 1000, 4.2, 4.19))
 
 
@@ -286,7 +255,7 @@ def test_more_text_is_read_until_the_dialect_is_clear(tmp_path: Path, monkeypatc
     val, train = ids[:800], ids[800:]
     short = weigh_dialects(weights, [val])
     assert short.characters == 800
-    with pytest.raises(DoesNotFitCorpus, match="800 characters; 4 would be clear"):
+    with pytest.raises(DoesNotFitCorpus, match=r"800 characters\); 4 standard errors are needed"):
         migrate(read_legacy(tmp_path / "w"), tmp_path / "m", VOCAB, val)
     found = weigh_dialects(weights, [val, train])
     assert found.characters in [800 * 2**i for i in range(1, 6)]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,13 +75,6 @@ def test_training_parameters_and_metrics_are_read(path: Path) -> None:
     assert read_model(path).metrics == {"val_loss": 1.5}
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"not a model " * 20, b"\xff" * 64, struct.pack("<Q", 2**63) + b"{}"])
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "m").write_bytes(content)
-    with pytest.raises(ChargptError, match=r"m: truncated or not a safetensors file"):
-        load_model(tmp_path / "m")
-
-
 def test_damaged_files_are_refused(path: Path) -> None:
     """Truncated anywhere, or with a flipped bit."""
     content = path.read_bytes()
@@ -118,28 +110,25 @@ def resign(path: Path, **changes: Callable[[dict[str, Any]], None]) -> None:
     rewrite(path, metadata=sign)
 
 
+NOT_OURS = "the metadata key `chargpt` is not the JSON that chargpt writes; use a file that chargpt wrote"
+DAMAGED, OTHER_SHA256 = "architecture or vocabulary is damaged: ", "does not match its own sha256"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"format_version": FORMAT_VERSION + 1}, "format version 2 is newer than 1; update chargpt"),
         ({"format_version": 10**30}, f"format version {'1' + '0' * 19} is newer than 1; update chargpt"),
-        *[
-            ({"format_version": version}, "the metadata key `chargpt` is not the JSON that chargpt writes; use a file")
-            for version in ("1", 0, -1, 1.0, True, None)
-        ],
-        ({"vocab": "abc"}, "vocab_size is 14, but the vocabulary has 3 characters"),
-        ({"vocab": "zyx"}, "architecture or vocabulary is damaged: the .* not distinct and in .*; use a file that"),
-        ({"vocab": [1]}, "architecture or vocabulary is damaged: vocabulary entry '1' is not a single character"),
-        ({"vocab": 1}, "architecture or vocabulary is damaged: .* not iterable"),
-        ({"config": {}}, "architecture or vocabulary is damaged: .* missing 5 required"),
-        ({"config": None}, "architecture or vocabulary is damaged"),
-        ({"config": {"other": 1}}, "architecture or vocabulary is damaged: .*'other'"),
-        ({"sha256": "0"}, "does not match its own sha256"),
-        ({"params": {"lr": 7}}, "does not match its own sha256"),
-        ({"metrics": {"val_loss": 0.1}}, "does not match its own sha256"),
-        ({"metrics": 1}, "the metadata key `chargpt` is not the JSON that chargpt writes"),
-        ({"params": [1]}, "the metadata key `chargpt` is not the JSON that chargpt writes; use a file that chargpt wr"),
-        ({"more": 1}, "does not match its own sha256"),
+        *[({"format_version": version}, NOT_OURS) for version in ("1", 0, -1, 1.0, True, None)],
+        *[(change, NOT_OURS) for change in ({"metrics": 1}, {"params": [1]})],
+        ({"vocab": "abc"}, f"{DAMAGED}the vocabulary has 3 characters, but vocab_size is 14; use a file that"),
+        ({"vocab": "zyx"}, f"{DAMAGED}the .* not distinct and in .*; use a file that"),
+        ({"vocab": [1]}, f"{DAMAGED}vocabulary entry '1' is not a single character"),
+        ({"vocab": 1}, f"{DAMAGED}.* not iterable"),
+        ({"config": {}}, f"{DAMAGED}.* missing 5 required"),
+        ({"config": None}, DAMAGED),
+        ({"config": {"other": 1}}, f"{DAMAGED}.*'other'"),
+        *[({key: {"a": 7}}, OTHER_SHA256) for key in ("sha256", "params", "metrics", "more")],
     ],
 )
 def test_wrong_metadata_is_refused(path: Path, change: dict[str, Any], message: str) -> None:
@@ -152,23 +141,22 @@ def test_wrong_metadata_is_refused(path: Path, change: dict[str, Any], message: 
 @pytest.mark.parametrize("key", ["config", "vocab", "params", "format_version", "sha256"])
 def test_missing_metadata_is_refused(path: Path, key: str) -> None:
     rewrite(path, metadata=lambda about: about.pop(key))
-    expected = {"config": "damaged: 'config'", "vocab": "damaged: 'vocab'", "sha256": "not match its own sha256"}
-    with pytest.raises(ChargptError, match=expected.get(key, "not the JSON that chargpt writes")):
+    expected = {"config": f"{DAMAGED}'config'", "vocab": f"{DAMAGED}'vocab'", "sha256": OTHER_SHA256}
+    with pytest.raises(ChargptError, match=expected.get(key, NOT_OURS)):
         load_model(path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("n_layer", 1001, "the model has 1001 layers; chargpt reads at most 1000; use a smaller model"),
-        ("n_layer", 10**40, f"the model has {'1' + '0' * 19} layers; chargpt reads at most 1000"),
-        ("n_layer", 1000, r"missing tensors: h\.10\.attn\.c_attn\.weight, .* and 10975 more; use a file"),
-        ("n_layer", 1, r"unexpected tensors: h\.1\.attn\.c_attn\.weight, h\.1\.attn\.c_proj\.bias, .* and 8 more; use"),
+        ("n_layer", 1001, "1001 layers exceed 1000; use a smaller model"),
+        ("n_layer", 10**40, f"{'1' + '0' * 19} layers exceed 1000"),
+        ("n_layer", 1000, r"10978 tensors missing or unexpected: h\.10\.attn\.c_attn\.weight, .*; use a file"),
+        ("n_layer", 1, r"11 tensors missing or unexpected: h\.1\.attn\.c_attn\.weight, .*; use a file"),
         ("n_embd", 2**40, r"wte\.weight is F32 \[14, 8\], expected F32 \[14, 1099511627776\]; use a file that"),
         ("n_embd", 10**90, rf"wte\.weight is F32 \[14, 8\], expected F32 \[14, 1{'0' * 54}; use a file that"),
         ("block_size", 2**62, r"wpe\.weight is F32 \[8, 8\], expected F32 \[4611686018427387904, 8\]"),
-        ("vocab_size", 2**62, "vocab_size is 4611686018427387904, but the vocabulary has 14 characters; use a file"),
-        ("vocab_size", 10**40, f"vocab_size is {'1' + '0' * 19}, but the vocabulary has 14 characters"),
+        ("vocab_size", 2**62, "the vocabulary has 14 characters, but vocab_size is 4611686018427387904; use a file"),
         ("dropout", "x", "dropout is 'x'"),
         ("n_head", 3, "n_embd=8 is not a multiple of n_head=3"),
     ],
@@ -182,30 +170,22 @@ def test_wrong_architectures_are_refused(path: Path, key: str, value: Any, messa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(x=t.pop("ln_f.bias")), "missing tensors: ln_f.bias; use a file that chargpt wrote"),
-        (lambda t: t.pop("wte.weight"), "missing tensors: wte.weight; use"),
-        (
-            lambda t: t.update(x=t.pop("wte.weight"), y=t.pop("wpe.weight")),
-            "missing tensors: wpe.weight, wte.weight; u",
-        ),
-        (lambda t: t.update(other=torch.zeros(1)), "unexpected tensors: other; use"),
-        (lambda t: [t.update({n: torch.zeros(1)}) for n in "zyx"], "unexpected tensors: x, y, z; use"),
-        (lambda t: [t.update({n: torch.zeros(1)}) for n in "wzyx"], "unexpected tensors: w, x, y and 1 more; use"),
-        (lambda t: t.update({"x" * 99: torch.zeros(1)}), f"unexpected tensors: {'x' * 60}; use"),
-        (lambda t: t.update({"ln_f.bias": torch.zeros(9)}), r"ln_f.bias is F32 \[9\], expected F32 \[8\]; use"),
-        (lambda t: t.update({"ln_f.bias": torch.zeros(8).half()}), r"ln_f.bias is F16 \[8\], expected F32 \[8\]"),
-        (
-            lambda t: t.update({"ln_f.bias": torch.zeros([1] * 40)}),
-            rf"ln_f.bias is F32 \[{'1, ' * 19}1,, expected F32 \[8\]",
-        ),
-        (
-            lambda t: t.update({"h.0.attn.c_attn.weight": torch.zeros(8, 8)}),
-            r"c_attn.weight .*, expected F32 \[24, 8\]",
-        ),
+        ({"ln_f.bias": None}, "1 tensors missing or unexpected: ln_f.bias; use a file that chargpt wrote"),
+        ({"wte.weight": None, "x": torch.zeros(1)}, "2 tensors missing or unexpected: wte.weight, x; use"),
+        ({"x" * 300: torch.zeros(1)}, f"1 tensors missing or unexpected: {'x' * 200}; use"),
+        ({"ln_f.bias": torch.zeros(9)}, r"ln_f.bias is F32 \[9\], expected F32 \[8\]; use"),
+        ({"ln_f.bias": torch.zeros(8).half()}, r"ln_f.bias is F16 \[8\], expected F32 \[8\]"),
+        ({"ln_f.bias": torch.zeros([1] * 40)}, rf"ln_f.bias is F32 \[{'1, ' * 19}1,, expected F32 \[8\]"),
+        ({"h.0.attn.c_attn.weight": torch.zeros(8, 8)}, r"c_attn.weight .*, expected F32 \[24, 8\]"),
     ],
 )
-def test_wrong_tensors_are_refused(path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
-    rewrite(path, tensors=change)
+def test_wrong_tensors_are_refused(path: Path, change: dict[str, torch.Tensor | None], message: str) -> None:
+    def replace(tensors: dict[str, Any]) -> None:
+        tensors |= change
+        for name in [name for name, tensor in tensors.items() if tensor is None]:
+            del tensors[name]
+
+    rewrite(path, tensors=replace)
     with pytest.raises(ChargptError, match=message):
         load_model(path)
 
@@ -259,12 +239,3 @@ def test_a_diverged_model_is_not_saved(tmp_path: Path, model: GPT, vocab: Vocab)
     with pytest.raises(ChargptError, match=r"not written: ln_f\.bias holds nan"):
         save_model(tmp_path / "m", model, vocab)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_keeps_what_was_there(path: Path, model: GPT, vocab: Vocab, monkeypatch: Any) -> None:
-    before = path.read_bytes()
-    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        save_model(path, model, vocab)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]

@@ -75,8 +75,8 @@ def test_outputs_fit_together(repo: Path) -> None:
     [
         (["-S", "n_head=3"], "error: params.yaml: n_embd=8 is not a multiple of n_head=3"),
         (["-S", "dropout=2"], "error: params.yaml: dropout is 2; it must be a number, >= 0, < 1"),
-        (["-S", "lr=abc"], "error: params.yaml: lr is 'abc' (text); it must be a number, > 0, <= 10"),
-        (["-S", "lr=true"], "error: params.yaml: lr is True (a boolean)"),
+        (["-S", "lr=abc"], "error: params.yaml: lr is 'abc'; it must be a number, > 0, <= 10"),
+        (["-S", "lr=true"], "error: params.yaml: lr is True; it must be a number"),
         (["-S", "+batchsize=3", "-S", "lr=0.1"], "error: params.yaml: unknown key batchsize: did you mean batch_size?"),
         (["-S", "init=migrated"], "error: data/legacy/weights: the weights know 65 characters, the text has "),
     ],

@@ -53,17 +53,6 @@ def test_tokens_and_split_equal_the_legacy_systems(tmp_path: Path, text: str) ->
     assert train.dtype == vocab.dtype == (np.uint16 if len(vocab) > 256 else np.uint8)
 
 
-@pytest.mark.parametrize("text", ["a\r\nb\rc\n\r\nd\r", "\r\n", "\r", "\n\r"])
-def test_line_ends_become_lf(tmp_path: Path, text: str) -> None:
-    path = corpus(tmp_path, text)
-    with path.open(encoding="utf-8") as file:
-        assert "".join(read_text(path)) == file.read()
-
-
-def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
-    assert "".join(read_text(corpus(tmp_path, b"\xef\xbb\xbfab\xef\xbb\xbfc"))) == "ab\ufeffc"
-
-
 @pytest.mark.parametrize(
     ("content", "at"),
     [(b"abcd\xffe", 4), (b"\x80", 0), (b"abc\xe2\x98", 3), ("éééééa".encode() + b"\xc3\x28", 11)],
@@ -144,16 +133,6 @@ def test_a_split_is_complete_and_near_its_fraction(length: int, val_fraction: fl
     assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
 
 
-@given(st.integers(400, 10**9), st.floats(0.01, 0.98), st.integers(0, 1000), st.floats(0, 0.01))
-def test_split_sizes_grow_with_the_text_and_the_fraction(
-    length: int, val_fraction: float, more: int, larger: float
-) -> None:
-    train, val = split_sizes(length, val_fraction)
-    longer = split_sizes(length + more, val_fraction)
-    assert longer[0] >= train and longer[1] >= val
-    assert split_sizes(length, val_fraction + larger)[1] >= val
-
-
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))
 def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: int, batch_size: int) -> None:
     ids = np.arange(n, dtype=np.uint8)
@@ -215,12 +194,12 @@ def test_training_batches_depend_on_seed_and_step_only(seed: int, step: int) -> 
 def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
     arrays = {"train": np.zeros(5, np.uint8), "val": np.asarray(val, getattr(val, "dtype", np.uint8))}
     save_file(arrays, tmp_path / "t")
-    with pytest.raises(ChargptError, match="val does not hold ids of the vocabulary's 3 characters"):
+    with pytest.raises(ChargptError, match="ids of the vocabulary's 3 characters; run: dvc repro -f prepare"):
         read_tokens(tmp_path / "t", Vocab("abc"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int64, torch.bool])
 def test_other_tensors_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     safetensors.torch.save_file({"train": torch.ones(10).to(dtype)}, tmp_path / "t")
-    with pytest.raises(ChargptError, match="has no tensor train, val of ids; run `dvc repro` to make it again"):
+    with pytest.raises(ChargptError, match="t: does not hold ids of the vocabulary's 3 characters"):
         read_tokens(tmp_path / "t", Vocab("abc"))

@@ -93,9 +93,8 @@ def test_the_first_unknown_character_is_named_with_its_position(text: str, chara
 
 def test_equality_of_vocabularies() -> None:
     vocab = Vocab("ab")
-    assert vocab == Vocab(["a", "b"]) and len({vocab, Vocab("ab"), Vocab("ac")}) == 2
-    assert hash(vocab) != hash(Vocab("ac"))
-    assert vocab != Vocab("abc") and vocab != "ab" and vocab != ("a", "b")
+    assert vocab == Vocab(["a", "b"])
+    assert vocab != Vocab("ac") and vocab != Vocab("abc") and vocab != "ab" and vocab != ("a", "b")
     assert len(vocab) == 2
     assert repr(vocab) == "Vocab('ab')"
 
@@ -110,13 +109,8 @@ def test_code_points() -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vocab.json").write_bytes(content)
-    with pytest.raises(ChargptError) as error:
+    with pytest.raises(ChargptError, match=r"vocab\.json: not a vocabulary \(.*\); run: dvc repro -f prepare$"):
         Vocab.load(tmp_path / "vocab.json")
-    reason = f": {ORDER}" if b"ba" in content else ""
-    assert str(error.value) == (
-        f'{tmp_path}/vocab.json: not a vocabulary like {{"characters": "abc"}}{reason};'
-        " run `dvc repro -f prepare` to make it again"
-    )
 
 
 def test_a_vocabulary_is_read_as_written(tmp_path: Path, vocab: Vocab) -> None:
@@ -127,5 +121,5 @@ def test_a_vocabulary_is_read_as_written(tmp_path: Path, vocab: Vocab) -> None:
     path.write_bytes('{"characters": "aé☃"}'.encode())
     assert Vocab.load(path) == Vocab("aé☃")
     for missing in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(ChargptError, match=r"no such file; run `dvc repro` to make it$"):
+        with pytest.raises(ChargptError, match=r"no such file; run: dvc repro$"):
             Vocab.load(missing)
