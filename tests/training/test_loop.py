@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from chargpt.training.loop import SAVE, STOP, Trainer, check_sizes
 from chargpt.training.processes import ProcessGroup
 from chargpt.training.start import new_model
 from tests.conftest import random_model, write_params
+from tests.pipeline import ROOT
 
 CPU = torch.device("cpu")
 IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
@@ -432,3 +436,32 @@ def test_a_model_that_cannot_be_compiled_is_one_line(
     with pytest.raises(ChargptError) as error:
         start(params_with(tmp_path, compile=True))
     assert str(error.value) == f"compile: true does not work here ({reason}); use -S compile=false"
+
+
+def test_bfloat16_learns_alike(tmp_path: Path) -> None:
+    low, full = (
+        run(params_with(tmp_path, max_iters=30, eval_interval=30, dtype=dtype))[1] for dtype in ("bfloat16", "float32")
+    )
+    assert low[-1].val_loss != full[-1].val_loss
+    assert low[-1].val_loss == pytest.approx(full[-1].val_loss, abs=0.1)
+    assert full[-1].val_loss < full[0].val_loss - 0.1
+
+
+@pytest.mark.system
+def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
+    write_params(tmp_path / "params.yaml", compile=True)
+    code = (
+        "from chargpt.runtime.exits import one_line_errors\n"
+        "from chargpt.project.params_file import load_params\n"
+        "from chargpt.training.loop import Trainer\n"
+        "from chargpt.training.start import new_model\n"
+        "params = load_params()\n"
+        "with one_line_errors():\n"
+        "    Trainer(new_model(params, 11), range(100), range(100), params)\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "compile: true does not work here" in line and "use -S compile=false" in line
