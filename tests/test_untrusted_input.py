@@ -148,12 +148,6 @@ def peak_memory(reset: bool = False) -> int:
     return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
 
 
-def burn(folder: Path) -> None:
-    end = time.process_time() + 0.5
-    while time.process_time() < end:
-        pass
-
-
 def refuse(message: str) -> None:
     raise ChargptError(message)
 
@@ -164,12 +158,10 @@ def refuse(message: str) -> None:
         (lambda folder: {}["x"], "'x'"),
         (lambda folder: eval("1 + 1"), "executed or wrote: (compile|exec)"),
         (lambda folder: pickle.loads(b"cos\nsystem\n."), "executed or wrote: pickle"),
-        (lambda folder: os.system("true"), "executed or wrote: os.system"),
         (lambda folder: Path(f"{folder}-x").write_text("x"), "executed or wrote: open"),
         (lambda folder: (folder / "x").write_text("x"), "left files"),
-        (burn, "slow"),
+        (lambda folder: sum(range(20_000_000)), "slow"),
         (lambda folder: np.ones(10_000_000), "memory"),
-        (lambda folder: refuse(f"{folder}: {'x' * 2000}"), "unclear"),
         (lambda folder: refuse(f"{folder}: a\nb"), "unclear"),
         (lambda folder: refuse("wrong"), "does not name the file"),
     ],
@@ -177,7 +169,7 @@ def refuse(message: str) -> None:
 def test_the_check_notices_a_bad_reader(
     folder: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any], finding: str
 ) -> None:
-    monkeypatch.setattr("tests.test_untrusted_input.MAX_SECONDS", 0.4)
+    monkeypatch.setattr("tests.test_untrusted_input.MAX_SECONDS", 0.1)
     with pytest.raises((AssertionError, KeyError), match=finding):
         check(Target({}, read, lambda folder, result: None), {}, folder)
 
@@ -341,19 +333,8 @@ def metadata_with(old: str, new: str) -> bytes:
     return join(json.dumps(parts.header), parts.body)
 
 
-def layers(count: int) -> bytes:
-    """As many entries as so many layers have, all of them empty except for the first ones."""
-    parts = copy.deepcopy(SMALL)
-    parts.metadata["config"]["n_layer"] = count
-    names = ("__metadata__", "wte.weight", "wpe.weight", "h.0.attn.c_attn.weight")
-    parts.header = {name: parts.header[name] for name in names}
-    parts.header |= {str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(11 * count)}
-    parts.fit_offsets()
-    return parts.join()
-
-
 BROKEN, OTHER_SHA256 = "truncated or not a safetensors file", "does not match its own sha256"
-NOT_OURS, TWICE = "`chargpt` is not the JSON that chargpt writes", "a key occurs twice"
+NOT_OURS = "`chargpt` is not the JSON that chargpt writes"
 HEADER, BODY = json.dumps(SMALL.header), SMALL.body
 MANY = dict.fromkeys(map(str, range(500_000)), "")
 CHARACTERS = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
@@ -369,24 +350,15 @@ MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
     "bytes behind the tensors": (lambda: join(HEADER, BODY + bytes(8)), "file not fully covered"),
     "shape of ten thousand": (lambda: model_with(shape=[2] + [1] * 10_000), r"ln_f\.bias is F32 \[2(, 1){19},"),
     "dtype too small": (lambda: model_with(dtype="F16"), BROKEN),
-    "dtype of that size": (lambda: model_with(dtype="I32"), r"ln_f\.bias is I32 \[2\], expected F32"),
     "dtype unknown": (lambda: model_with(dtype="F\n" * 10_000), r"unknown variant `(F\\n)+"),
     "name of line breaks": (lambda: model_with("a\n" * 50, shape=[0], data_offsets=[0, 0]), r"tensors: (a\\n){30}"),
-    "tensor twice": (lambda: join('{"ln_f.bias": {},' + HEADER[1:], BODY), TWICE),
-    "metadata twice": (lambda: join('{"__metadata__": {},' + HEADER[1:], BODY), TWICE),
     "size twice": (lambda: metadata_with('"n_embd"', '"n_embd": 2, "n_embd"'), NOT_OURS),
     "metadata not text": (lambda: join('{"__metadata__": {"chargpt": 1}}'), BROKEN),
     "metadata huge": (lambda: metadata_with("0.1", "[" + "[]," * 1_000_000 + "0]"), OTHER_SHA256),
     "metadata of mappings": (lambda: metadata_with("0.1", "[" + '{"":0},' * 400_000 + "0]"), OTHER_SHA256),
-    "version of 4000 digits": (lambda: metadata_with('on": 1', 'on": ' + "9" * 4000), "version 9{20} is newer"),
-    "sizes of 4000 digits": (lambda: model_with(config={"vocab_size": 10**4000}), "vocab_size is 10{19}, but"),
-    "layers of 4000 digits": (lambda: model_with(config={"n_layer": 10**4000}), "10{19} layers"),
     "config of line breaks": (lambda: model_with(config={"a\n" * 50: 1}), r"argument '(a\\n){50}'"),
     "half a character": (lambda: metadata_with(r"\u2603", r"\ud800"), r"'\\ud800' is not a single character"),
     "all of Unicode": (lambda: metadata_with(r"\na\u2603", json.dumps(CHARACTERS)[1:-1]), "has 1112064 characters"),
-    "a terabyte of width": (lambda: model_with(config={"n_embd": 2**40}), "1099511627776"),
-    "a terabyte of context": (lambda: model_with(config={"block_size": 2**40}), "1099511627776"),
-    "thousands of layers": (lambda: layers(5000), "has 5000 layers; chargpt reads at most 1000"),
 }  # fmt: skip
 
 
@@ -397,9 +369,9 @@ def test_nested_metadata(folder: Path, depth: int) -> None:
         assert re.search(f"{NOT_OURS}|{OTHER_SHA256}|n_head is", check(MODEL, {"m": data}, folder))
 
 
-@pytest.mark.parametrize("width", [2**30, 2**33, 2**40])
-def test_a_sparse_model_file_of_gigabytes(folder: Path, width: int) -> None:
+def test_a_sparse_model_file_of_terabytes(folder: Path) -> None:
     """It takes no disk space, and is so wide that the rest of the model has no size."""
+    width = 2**40
     parts = copy.deepcopy(SMALL)
     parts.metadata["vocab"] = "a"
     parts.metadata["config"] |= {"vocab_size": 1, "block_size": 1, "n_embd": width}
@@ -492,17 +464,16 @@ WPE = "position_embedding_table.weight"
 DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "blanks behind the last line": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\n2.0\n  "), ""),
     "carriage returns": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\r2.0"), ""),
-    "name with a line break": (lambda: weights("a\nb", b"# shape: [1]\n1\n"), r"weights/a\\nb\.txt: no parameter"),
-    "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: no parameter"),
+    "name with a line break": (lambda: weights("a\nb", b"# shape: [1]\n1\n"), r"weights/a\\nb\.txt: not a parameter"),
+    "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: not a parameter"),
     "size of line breaks": (lambda: config_with(n_head="1\n" * 50), r"n_head is (1\\n){20}, but the weights"),
     "dropout of line breaks": (lambda: config_with(dropout="1\n" * 50), r"dropout is (1\\n){20}; it must be"),
     "config nested deep": (lambda: {"config.json": b'{"n_head": ' + b"[" * 800 + b"]" * 800 + b"}"}, r"is \[{40}, but"),
     "config too large": (lambda: {"config.json": b"[" + b"1," * 100_000}, "not valid JSON"),
     "rate of 400 digits": (lambda: config_with(learning_rate=10**400), r"lr is 10+\.\.\.0+; it must be a number"),
-    "more values than its shape": (lambda: weights("ln_f.bias", b"# shape: [2]\n" + b"1\n" * 10**6), "cannot hold"),
     "many values": (lambda: weights(WPE, b"# shape: [500000, 2]\n" + b"10\n" * 10**6) | {"config.json": b"{}"}, ""),
     "values of a thousand digits": (lambda: weights("ln_f.bias", b"# shape: [2]\n" + b"0" * 999 + b"1\n2"), ""),
-    "thousands of layers": (lambda: weights("blocks.1000.ln1.bias", b"# shape: [2]\n1\n2\n"), "no parameter of this"),
+    "thousands of layers": (lambda: weights("blocks.1000.ln1.bias", b"# shape: [2]\n1\n2\n"), "not a parameter of"),
 }  # fmt: skip
 
 
@@ -573,7 +544,6 @@ YAMLS: dict[str, tuple[Callable[[], str], str]] = {
     "thousands of keys": (lambda: FLAT + "".join(f"eval_{i}:\n" for i in range(4000)), "and 3992 more problems"),
     "tag of 40000 letters": (lambda: FLAT + f"x: !{'t' * 40_000} 1", "a constructor for the tag '!t+"),
     "alias of 40000 letters": (lambda: FLAT + f"x: *{'t' * 40_000}", "found undefined alias"),
-    "wide": (lambda: FLAT + "x: [" + "1," * 24_000 + "]", "unknown key x"),
     "a command": (lambda: FLAT + "x: !!python/object/apply:os.system [id]", "could not determine a constructor"),
 }  # fmt: skip
 
@@ -601,7 +571,6 @@ TEXT = Target({"text.txt": b"text" * 20}, load_text, use_text)
 SAMPLES = ["abc\r\nd\re\n" * 5, "\ufeffé☃\U0001f600" * 5, "\ufeff" * 40, "\x00\x85\u2028\ud7ff\ue000" * 5]
 CORPORA: dict[str, tuple[Callable[[], bytes], str]] = {
     "all of Unicode": (CHARACTERS.encode, ""),
-    "ten megabytes": (lambda: b"a" * 10_000_000, ""),
     "a byte-order mark": (lambda: b"\xef\xbb\xbf", "the text is empty"),
     "a cut character": (lambda: b"text" * 10 + b"\xf0\x9f\x98", r"byte 40 \(0xf0\) is not UTF-8; save the text as"),
 }  # fmt: skip
