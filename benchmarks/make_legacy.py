@@ -1,6 +1,6 @@
 """Make data/legacy: a small model trained as the legacy system trained, saved as it saved.
 
-    python -m tests.make_legacy TEXT
+    python -m benchmarks.make_legacy TEXT
 
 Oldest dialect (ReLU, attention scaled by the whole width), random windows, AdamW at a constant rate.
 """
