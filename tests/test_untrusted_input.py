@@ -344,20 +344,14 @@ MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
     **{f"header of {n}": (lambda n=n: join(HEADER, BODY, n), BROKEN) for n in (0, 100, len(HEADER) + 50, 2**63)},
     "header in UTF-32": (lambda: struct.pack("<Q", 160) + "{}".ljust(40).encode("utf-32-be"), BROKEN),
     "header nested deep": (lambda: join('{"a":' + "[" * 10_000_000), BROKEN),
-    "header with a long list": (lambda: join('{"a":[' + "0," * 4_000_000 + "0]}"), BROKEN),
-    "header too long": (lambda: join("{}" + " " * 20_000_000), "header would be too long"),
+    "header too long": (lambda: join("{}" + " " * 20_000_000), "incomplete or too long"),
     "header of many keys": (lambda: join('{"__metadata__": ' + json.dumps(MANY) + "}"), "without the metadata key"),
-    "bytes behind the tensors": (lambda: join(HEADER, BODY + bytes(8)), "file not fully covered"),
     "shape of ten thousand": (lambda: model_with(shape=[2] + [1] * 10_000), r"ln_f\.bias is F32 \[2(, 1){19},"),
-    "dtype too small": (lambda: model_with(dtype="F16"), BROKEN),
     "dtype unknown": (lambda: model_with(dtype="F\n" * 10_000), r"unknown variant `(F\\n)+"),
-    "name of line breaks": (lambda: model_with("a\n" * 50, shape=[0], data_offsets=[0, 0]), r"tensors: (a\\n){30}"),
-    "size twice": (lambda: metadata_with('"n_embd"', '"n_embd": 2, "n_embd"'), NOT_OURS),
+    "name of line breaks": (lambda: model_with("a\n" * 50, shape=[0], data_offsets=[0, 0]), r"unexpected: (a\\n){50}"),
     "metadata not text": (lambda: join('{"__metadata__": {"chargpt": 1}}'), BROKEN),
     "metadata huge": (lambda: metadata_with("0.1", "[" + "[]," * 1_000_000 + "0]"), OTHER_SHA256),
-    "metadata of mappings": (lambda: metadata_with("0.1", "[" + '{"":0},' * 400_000 + "0]"), OTHER_SHA256),
     "config of line breaks": (lambda: model_with(config={"a\n" * 50: 1}), r"argument '(a\\n){50}'"),
-    "half a character": (lambda: metadata_with(r"\u2603", r"\ud800"), r"'\\ud800' is not a single character"),
     "all of Unicode": (lambda: metadata_with(r"\na\u2603", json.dumps(CHARACTERS)[1:-1]), "has 1112064 characters"),
 }  # fmt: skip
 
@@ -367,24 +361,6 @@ def test_nested_metadata(folder: Path, depth: int) -> None:
     for key, value in (("lr", "0.1"), ("n_head", "1")):
         data = metadata_with(f'"{key}": {value}', f'"{key}": {"[" * depth}{"]" * depth}')
         assert re.search(f"{NOT_OURS}|{OTHER_SHA256}|n_head is", check(MODEL, {"m": data}, folder))
-
-
-def test_a_sparse_model_file_of_terabytes(folder: Path) -> None:
-    """It takes no disk space, and is so wide that the rest of the model has no size."""
-    width = 2**40
-    parts = copy.deepcopy(SMALL)
-    parts.metadata["vocab"] = "a"
-    parts.metadata["config"] |= {"vocab_size": 1, "block_size": 1, "n_embd": width}
-    empty = {"dtype": "U8", "shape": [0], "data_offsets": [8 * width] * 2}
-    parts.header |= dict.fromkeys(parts.header.keys() - {"__metadata__"}, empty)
-    for name, at in (("wte.weight", 0), ("wpe.weight", 4 * width)):
-        parts.header[name] = {"dtype": "F32", "shape": [1, width], "data_offsets": [at, at + 4 * width]}
-    parts.body = b""
-    path = folder / "giant"
-    path.write_bytes(parts.join())
-    os.truncate(path, path.stat().st_size + 8 * width)
-    with pytest.raises(ChargptError, match=r"is U8 \[0\], expected F32|has shape|cannot be mapped"):
-        load_model(path)
 
 
 # legacy directories
@@ -424,23 +400,23 @@ def legacy_directories(draw: st.DrawFn) -> dict[str, Any]:
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(files)) | st.just("config.json"))
         content = files.pop(name, b"{}")
-        kind = draw(st.sampled_from(["bytes", "line", "shape", "name", "kind", "remove"]))
+        rows = content.split(b"\n") if isinstance(content, bytes) else [b""]
+        at = draw(st.integers(0, len(rows) - 1))
+        kind = draw(st.sampled_from(["bytes", "line", "shape", "json", "name", "kind", "remove"]))
         if kind == "name":
             name = "weights/" + draw(st.sampled_from(NAMES))
         elif kind == "kind":
             content = draw(st.sampled_from([None, "/etc/passwd", "..", "lm_head.bias.txt"]))
-        elif name == "config.json" and kind in ("line", "shape") and content:
-            content = json.dumps(draw(edited_json(json.loads(ONE_HEAD[name])))).encode()
-        elif isinstance(content, bytes) and kind == "bytes":
-            content = draw(edited_bytes(content))
-        elif isinstance(content, bytes) and kind == "shape":
+        elif kind == "json":
+            name, content = "config.json", json.dumps(draw(edited_json(json.loads(ONE_HEAD["config.json"])))).encode()
+        elif kind == "bytes":
+            content = draw(edited_bytes(b"\n".join(rows)))
+        elif kind == "shape":
             sizes = draw(st.lists(st.sampled_from(NUMBERS[:14]), max_size=3))
-            content = f"# shape: {sizes}".encode() + content[content.find(b"\n") :]
-        elif isinstance(content, bytes) and kind == "line":
-            rows = content.split(b"\n")
-            at = draw(st.integers(0, len(rows) - 1))
-            rows[at] = draw(st.sampled_from([*ODD_BYTES, rows[at] * 2, rows[at] + b" ", rows[at][:-1]]))
-            content = b"\n".join(rows)
+            content = b"\n".join([f"# shape: {sizes}".encode(), *rows[1:]])
+        elif kind == "line":
+            changed = draw(st.sampled_from([*ODD_BYTES, rows[at] * 2, rows[at] + b" ", rows[at][:-1]]))
+            content = b"\n".join([*rows[:at], changed, *rows[at + 1 :]])
         if kind != "remove":
             files[name] = content
     return {"weights/.keep": b""} | files
@@ -463,10 +439,8 @@ def weights(name: str, content: bytes) -> dict[str, Any]:
 WPE = "position_embedding_table.weight"
 DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "blanks behind the last line": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\n2.0\n  "), ""),
-    "carriage returns": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\r2.0"), ""),
     "name with a line break": (lambda: weights("a\nb", b"# shape: [1]\n1\n"), r"weights/a\\nb\.txt: not a parameter"),
     "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: not a parameter"),
-    "size of line breaks": (lambda: config_with(n_head="1\n" * 50), r"n_head is (1\\n){20}, but the weights"),
     "dropout of line breaks": (lambda: config_with(dropout="1\n" * 50), r"dropout is (1\\n){20}; it must be"),
     "config nested deep": (lambda: {"config.json": b'{"n_head": ' + b"[" * 800 + b"]" * 800 + b"}"}, r"is \[{40}, but"),
     "config too large": (lambda: {"config.json": b"[" + b"1," * 100_000}, "not valid JSON"),
@@ -529,21 +503,11 @@ def test_changed_params(folder: Path, data: bytes) -> None:
     check(PARAMS, {"params.yaml": data}, folder)
 
 
-def with_anchors(first: str, second: str) -> str:
-    return FLAT.replace("beta1: 0.9", f"beta1: {first}").replace("beta2: 0.95", f"beta2: {second}")
-
-
 YAMLS: dict[str, tuple[Callable[[], str], str]] = {
-    "anchor on itself": (lambda: FLAT + "a: &a [*a]", "unknown key a"),
-    "anchor on a number": (lambda: with_anchors("&a 0.9", "*a"), ""),
-    "anchor twice": (lambda: with_anchors("&a 0.9", "&a 0.95"), "second occurrence"),
     "YAML 1.1": (lambda: "%YAML 1.1\n---\n" + re.sub(r"\nlr: \S+", "\nlr: 2e-2", FLAT), ""),
     "half a character": (lambda: FLAT + r'"\ud800": 1', "found invalid Unicode character escape code"),
     "key of 4800 digits": (lambda: FLAT + f"? 0x{'f' * 4000}\n: 1", "unknown key 'a number too long to show'"),
-    "key of 500 letters": (lambda: FLAT + "k" * 500 + ": 1", r"unknown key 'k{27}\.\.\.k{28}'"),
     "thousands of keys": (lambda: FLAT + "".join(f"eval_{i}:\n" for i in range(4000)), "and 3992 more problems"),
-    "tag of 40000 letters": (lambda: FLAT + f"x: !{'t' * 40_000} 1", "a constructor for the tag '!t+"),
-    "alias of 40000 letters": (lambda: FLAT + f"x: *{'t' * 40_000}", "found undefined alias"),
     "a command": (lambda: FLAT + "x: !!python/object/apply:os.system [id]", "could not determine a constructor"),
 }  # fmt: skip
 
@@ -568,20 +532,11 @@ def use_text(folder: Path, result: tuple[Vocab, int]) -> None:
 
 
 TEXT = Target({"text.txt": b"text" * 20}, load_text, use_text)
-SAMPLES = ["abc\r\nd\re\n" * 5, "\ufeffé☃\U0001f600" * 5, "\ufeff" * 40, "\x00\x85\u2028\ud7ff\ue000" * 5]
 CORPORA: dict[str, tuple[Callable[[], bytes], str]] = {
     "all of Unicode": (CHARACTERS.encode, ""),
     "a byte-order mark": (lambda: b"\xef\xbb\xbf", "the text is empty"),
     "a cut character": (lambda: b"text" * 10 + b"\xf0\x9f\x98", r"byte 40 \(0xf0\) is not UTF-8; save the text as"),
 }  # fmt: skip
-
-
-@examples(6)
-@given(st.sampled_from(SAMPLES).flatmap(lambda text: edited_bytes(text.encode())), st.sampled_from([1, 2, 3, 5, 9999]))
-def test_changed_texts(folder: Path, data: bytes, piece: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chargpt.text.corpus.CHUNK", piece)
-        check(TEXT, {"text.txt": data}, folder)
 
 
 HOSTILE: list[tuple[Target, str, dict[str, tuple[Callable[[], Any], str]]]] = [

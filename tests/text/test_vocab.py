@@ -22,18 +22,6 @@ def test_round_trip(s: str) -> None:
     assert vocab.encode(s) == [sorted(set(s)).index(c) for c in s]  # the legacy system's ids
 
 
-@given(text, text)
-def test_unknown_characters_are_refused(known: str, s: str) -> None:
-    vocab = Vocab(sorted(set(known)))
-    unknown = [c for c in s if c not in known]
-    if unknown:
-        with pytest.raises(ChargptError) as error:
-            vocab.encode(s)
-        assert repr(unknown[0]) in str(error.value)
-    else:
-        assert vocab.decode(vocab.encode(s)) == s
-
-
 @pytest.mark.parametrize(("size", "dtype"), [(1, np.uint8), (256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
 def test_ids_have_the_smallest_dtype(size: int, dtype: type) -> None:
     characters = [chr(i) for i in range(size + 2048) if not 0xD800 <= i < 0xE000][:size]
