@@ -101,7 +101,7 @@ def _check_shapes(path: str | Path, file: TensorFile, config: GPTConfig) -> None
         raise _refused(path, f"{escape(config.n_layer, 20)} layers exceed {MAX_LAYERS}", "use a smaller model")
     expected = config.shapes()
     if names := expected.keys() ^ file.shapes.keys():
-        raise _refused(path, f"{len(names)} tensors missing or unexpected: {escape(', '.join(sorted(names)))}")
+        raise _refused(path, f"missing or unexpected tensors ({len(names)}): {escape(', '.join(sorted(names)))}")
     for name, shape in expected.items():
         if file.shapes[name] != list(shape) or file.formats[name] != "F32":
             found = f"{file.formats[name]} {escape(file.shapes[name], 60)}"
