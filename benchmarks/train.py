@@ -218,7 +218,7 @@ def recipes(seeds: int = 3) -> None:
 
     page = Path("docs/recipes.md").read_text(encoding="utf-8")
     print(f"{'seconds':>8}{'val_loss':>10}  each loss, and the command")
-    for command in re.findall(r"^dvc (?:repro|exp run .*)$", page, re.MULTILINE):
+    for command in dict.fromkeys(re.findall(r"^dvc (?:repro|exp run .*)$", page, re.MULTILINE)):
         changes = {key: YAML(typ="safe").load(value) for key, value in re.findall(r"-S (\w+)=(\S+)", command)}
         runs = [child("chargpt", changes=changes | {"seed": 1337 + i}) for i in range(seeds)]
         losses = [run["loss"] for run in runs]
