@@ -47,10 +47,9 @@ def run(name: str, params: Params) -> None:
     environment.limit_threads()
     if name == "train":
         train(params)
-    elif name == "download":
-        import_undisturbed("stages.download").main(params, environment.cache_folder())
     else:
-        import_undisturbed(f"stages.{name}").main(params)
+        cache = [environment.cache_folder()] if name == "download" else []
+        import_undisturbed(f"stages.{name}").main(params, *cache)
     if name == LAST and "DVC_ROOT" in os.environ:
         from chargpt.project.lock import note
 

@@ -22,10 +22,6 @@ def main(params: Params, cache: Path | None = None) -> None:
         print(f"download: {len(text)} bytes of Tiny Shakespeare, checksum verified", file=sys.stderr)
     else:
         text = b""
-        print(f"download: the corpus is {params.corpus}; nothing to fetch", file=sys.stderr)
+        print(f"download: the corpus is {params.corpus}; nothing to download", file=sys.stderr)
     with atomic_write(INPUT) as file:
         file.write(text)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages download")

@@ -28,7 +28,3 @@ def main(params: Params) -> None:
     # the loss first: `dvc exp show` keeps this order, and a narrow terminal shows the first columns only
     write_json(METRICS, report.figures | {"copied": report.memorised}, sort_keys=False)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in report.figures.items()), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages evaluate")

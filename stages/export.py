@@ -18,7 +18,3 @@ def main(_: Params) -> None:
     """Export the model to artifacts/hf."""
     if remark := export(read_model(MODEL), HF, finite_numbers(read_json(METRICS))):
         print(f"export: {remark}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages export")

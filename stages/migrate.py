@@ -41,7 +41,3 @@ def main(params: Params) -> None:
         return
     write_json(MIGRATION, migration.record())
     print(migration.report(), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages migrate")

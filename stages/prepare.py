@@ -21,7 +21,3 @@ def main(params: Params) -> None:
     write_tokens(TOKENS, params.corpus, vocab, length, params.val_fraction)
     write_text(VOCAB, vocab.to_json())
     print(f"prepare: {len(vocab)} distinct characters; {train} to train on, {val} to validate on", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages prepare")

@@ -23,17 +23,8 @@ def main(params: Params) -> None:
         prompt = [model.vocab.encode(params.prompt)] * params.num_samples
     except ChargptError as error:
         raise ChargptError(f"prompt: {error}; choose another with -S prompt=...") from None
-    ids = generate(
-        place(model, params.device),
-        prompt,
-        params.max_tokens,
-        Sampling(params.temperature, params.top_k, params.top_p),
-        Random(params.seed),
-    )
+    sampling = Sampling(params.temperature, params.top_k, params.top_p)
+    ids = generate(place(model, params.device), prompt, params.max_tokens, sampling, Random(params.seed))
     texts = [f"=== sample {i} ===\n{model.vocab.decode(row)}\n" for i, row in enumerate(ids.tolist(), start=1)]
     write_text(SAMPLES, "\n".join(texts))
-    print(f"sample: wrote {SAMPLES}; for more, type: chargpt generate", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages sample")
+    print(f"sample: wrote {SAMPLES}; to generate more, run: chargpt generate", file=sys.stderr)

@@ -79,7 +79,3 @@ def starting_model(params: Params, vocab: Vocab) -> GPT:
             " model was trained on"
         )
     return continued_model(migrated, params)
-
-
-if __name__ == "__main__":
-    raise SystemExit("error: run: python -m stages train")

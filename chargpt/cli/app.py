@@ -19,14 +19,6 @@ from chargpt.runtime.exits import one_line_errors, silence_stdout
 class OneLineErrors(TyperGroup):
     """Command group that reports errors in one line."""
 
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            return super().main(*arguments, **options)
-        except SystemExit as ended:
-            if isinstance(ended.__context__, BrokenPipeError):  # the reader of --help closed the pipe
-                raise SystemExit(0) from None
-            raise
-
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
             try:

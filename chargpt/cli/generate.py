@@ -18,17 +18,14 @@ from chargpt.runtime.exits import import_undisturbed
 
 
 def generate(
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="Text to continue; - reads the text from standard input.", show_default="a line break"),
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; by default, a line break; -: stdin.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File with the text to continue.")] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Number of characters to generate.")] = 500,
     num_samples: Annotated[int, typer.Option(min=1, help="Number of texts to generate.")] = 1,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest character; 1: as learned.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest characters only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest that add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = None,
     model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="File to write instead, once the text is complete.")] = None,
@@ -43,8 +40,6 @@ def generate(
 
     refuse_own(output, model)
     text = _read_prompt(prompt, prompt_file)
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ChargptError(f"--seed is {seed}; it must be at least 0 and below 2**63")
     file = read_model(model)
     idx, source, random = [file.vocab.encode(text)], place(file, device), Random(seed)
     if sys.stdout is None and output is None:
@@ -65,7 +60,7 @@ def generate(
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     """The text to continue: --prompt, a file or standard input; a line break if no option is given."""
     if prompt is not None and prompt_file is not None:
-        raise ChargptError("--prompt and --prompt-file exclude one another; give one of them")
+        raise ChargptError("--prompt and --prompt-file are mutually exclusive; use one of them")
     if prompt_file is None and prompt != "-":
         return "\n" if prompt is None else prompt
     try:

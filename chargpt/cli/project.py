@@ -23,7 +23,7 @@ def check() -> None:
     for problem in found:
         print(f"problem: {escape(problem, len(problem))}", file=sys.stderr)
     if found:
-        raise ChargptError(f"{len(found)} to correct, then check again")
+        raise ChargptError(f"found {len(found)} problems; fix them and run: chargpt check")
     changed = changed_stages()
     for note in notes():
         print(f"note: {note}")
@@ -32,13 +32,7 @@ def check() -> None:
 
 
 def gate(
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="Revision or experiment to compare with.",
-            show_default="HEAD, or the commit before it if no metric changed since HEAD",
-        ),
-    ] = None,
+    against: Annotated[str | None, typer.Option(help="Revision or experiment; by default, the last other one.")] = None,
     max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a fraction of the old value.")] = 0.01,
 ) -> None:
     """Exit with status 1 if a metric is worse than at another revision; for continuous integration."""
@@ -57,12 +51,7 @@ def gate(
 
 
 def report(
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="Revision, tag or experiment to compare with.", show_default="newest version before this model"
-        ),
-    ] = None,
+    against: Annotated[str | None, typer.Option(help="Revision or experiment; by default, the last version.")] = None,
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -78,14 +67,13 @@ def report(
 
 def release(
     version: Annotated[str, typer.Argument(help="Version, such as v1.2.0.")],
-    name: Annotated[str, typer.Option(help="Name of an artifact that dvc.yaml declares.")] = "chargpt",
     message: Annotated[str | None, typer.Option("--message", "-m", help="Message of the tag.")] = None,
 ) -> None:
     """Register the current commit as a version of the model, if it is complete and others can fetch the model."""
     from chargpt.project import release as releasing
     from chargpt.project.remotes import private_remote
 
-    tag = releasing.release(version, name, message)
+    tag = releasing.release(version, message)
     if place := private_remote():
         print(f"note: the data is in {place}: only you, on this machine, can fetch it (docs/versions.md, A remote)")
     print(f"registered {tag}; next: git push origin {tag}")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from chargpt.device import pick_device
 from chargpt.errors import ChargptError, escape
 from chargpt.project import lock
 from chargpt.project.git import NO_REPOSITORY, git, remedy, try_git, untracked_code
 from chargpt.project.outputs import require_clone
 from chargpt.project.params_file import load_params
-from chargpt.project.remotes import dvc_repository, large_data, relative_remote
+from chargpt.project.remotes import dvc_repository, relative_remote
 from chargpt.text.corpus import read_text
 from chargpt.text.download import require_corpus
 
@@ -38,21 +39,9 @@ def problems() -> Iterator[str]:
     except ChargptError as error:
         yield from error.args
     else:
-        try:
-            require_corpus(params.corpus)
-            require_prompt(params)
-        except ChargptError as error:
-            yield from error.args
-        if not Path(params.legacy_dir).is_dir():
-            yield (
-                f"params.yaml: legacy_dir is {params.legacy_dir!r}, and there is no such directory;"
-                " set it to one, or run: git checkout data/legacy"
-            )
-        if params.device not in ("auto", "cpu"):
-            from chargpt.device import pick_device
-
+        for require in (require_prompt, require_legacy, require_device):
             try:
-                pick_device(params.device)
+                require(params)
             except ChargptError as error:
                 yield from error.args
     python = shutil.which("python")
@@ -69,10 +58,11 @@ def problems() -> Iterator[str]:
 
 
 def require_prompt(params: Params) -> None:
-    """Raise ChargptError if the corpus is empty, is not UTF-8, or lacks a character of the prompt.
+    """Raise ChargptError if the corpus is missing, is empty, is not UTF-8, or lacks a character of the prompt.
 
-    Reads the text only as far as needed to find every character. Does nothing before the text is downloaded.
+    Reads the text only as far as needed to find every character. Tiny Shakespeare may be missing: it is downloaded.
     """
+    require_corpus(params.corpus)
     if not Path(params.corpus).exists():
         return
     missing, empty = set(params.prompt), True
@@ -86,6 +76,18 @@ def require_prompt(params: Params) -> None:
     raise ChargptError(
         f"prompt: {sorted(missing)[0]!r} does not occur in {params.corpus}; choose another with -S prompt=..."
     )
+
+
+def require_legacy(params: Params) -> None:
+    """Raise ChargptError if there is no directory of the legacy model, which a stage lists as its input."""
+    if not Path(params.legacy_dir).is_dir():
+        raise ChargptError(f"params.yaml: legacy_dir is {params.legacy_dir!r}, which is not a directory; set another")
+
+
+def require_device(params: Params) -> None:
+    """Raise ChargptError if this machine does not have the device."""
+    if params.device not in ("auto", "cpu"):  # which every machine has; the others load torch
+        pick_device(params.device)
 
 
 def git_problems() -> Iterator[str]:
@@ -103,9 +105,7 @@ def git_problems() -> Iterator[str]:
         return
     if try_git("rev-parse", "--verify", "--quiet", "HEAD") is None:
         yield 'no commit yet: experiments need one; run: git add --all && git commit -m "start"'
-    if try_git("var", "GIT_AUTHOR_IDENT") is None or not all(
-        os.environ.get(f"GIT_AUTHOR_{key.upper()}") or try_git("config", f"user.{key}") for key in ("name", "email")
-    ):
+    if try_git("-c", "user.useConfigOnly=true", "var", "GIT_AUTHOR_IDENT") is None:
         yield (
             "git has no name and email for commits, so experiments and versions cannot be recorded; run:"
             ' git config user.name "Your Name" && git config user.email you@example.org'
@@ -136,7 +136,6 @@ def notes() -> Iterator[str]:
     """Yield a line for each thing that is not a problem, but that the user may not know."""
     if line := lock.note():
         yield line
-    yield from large_data()
     if names := git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION).split("\0")[:-1]:
         changed = " ".join(escape(name) for name in names)
         yield f"Changed since the last commit: {changed}. To discard the changes, run: git checkout HEAD -- {changed}"

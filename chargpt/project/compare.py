@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from packaging.version import InvalidVersion, Version
 
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json, write_text
@@ -60,28 +56,18 @@ def compare(against: str | None, max_regression: float) -> tuple[str, list[tuple
     ]
 
 
-def previous_version(figures: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def previous_version(figures: Mapping[str, float]) -> tuple[str, dict[str, float]] | None:
     """Tag and metrics of the newest version in HEAD's history whose metrics are not `figures`, or None.
 
     A version with exactly these metrics is the same model: it was released before the pipeline ran again.
     """
-    tags = (try_git("tag", "--merged", "HEAD", "--list", f"{ARTIFACT}@v*") or "").split()
-    for _, tag in sorted(((number, tag) for tag in tags if (number := _number(tag))), reverse=True):
-        try:
-            before = json.loads(try_git("show", f"{tag}:{METRICS}") or "")
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(before, dict) and before != figures:
-            return tag, finite_numbers(before)
+    newest_first = ("-c", "versionsort.suffix=-", "tag", "--sort=-version:refname")  # `-`: of pre-releases
+    tags = try_git(*newest_first, "--merged", "HEAD", "--list", f"{ARTIFACT}@v[0-9]*") or ""
+    for tag in tags.split():
+        before = metrics_at(tag)
+        if before and before != figures:
+            return tag, before
     return None
-
-
-def _number(tag: str) -> Version | None:
-    """The version that a tag names; a pre-release comes before its final version."""
-    try:
-        return Version(tag.removeprefix(f"{ARTIFACT}@"))
-    except InvalidVersion:
-        return None
 
 
 def write_report(output: Path, against: str | None = None, device: str = "auto") -> str | None:
@@ -103,11 +89,11 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
     train_ids, val_ids = read_tokens(TOKENS, vocab)
     curve = read_curve(CURVE)
     if not against:
-        previous = previous_version(read_json(METRICS))
+        previous = previous_version(finite_numbers(read_json(METRICS)))
     else:
         previous = (against, metrics_at(against))
         if not previous[1]:
             raise ChargptError(f"{against}: has no {METRICS}; name a revision that has it with --against")
-    print("evaluating the model, for some seconds", file=sys.stderr)
+    print("evaluating the model; this takes a few seconds", file=sys.stderr)
     write_text(output, make_report(model, vocab, train_ids, val_ids, curve, previous).page)
     return previous[0] if previous else None

@@ -58,20 +58,13 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
-def project_folder() -> str:
-    """The main checkout, also if DVC runs a queued experiment in a copy of it.
-
-    The copy has neither the tags nor the untracked files of the main checkout.
-    """
-    return os.environ.get("DVC_ROOT", ".")
-
-
 def untracked_code() -> list[str]:
     """The pipeline's code files that git does not track. DVC's copy of the project for an experiment lacks them.
 
-    Raises ChargptError if git cannot list them.
+    So it asks in the main checkout. Raises ChargptError if git cannot list them.
     """
-    listed = git("ls-files", "-z", "--others", "--exclude-standard", "chargpt", "stages", folder=project_folder())
+    main = os.environ.get("DVC_ROOT", ".")
+    listed = git("ls-files", "-z", "--others", "--exclude-standard", "chargpt", "stages", folder=main)
     return [name for name in listed.split("\0") if name.endswith((".py", ".j2"))]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from chargpt.errors import ChargptError
 
@@ -23,20 +22,6 @@ def require_clone() -> None:
     """Raise ChargptError if the working directory is not the root of a clone."""
     if not Path("dvc.yaml").exists():
         raise ChargptError("dvc.yaml: no such file; run from the root of a clone of chargpt")
-
-
-def read_pipeline() -> dict[str, Any]:
-    """The content of dvc.yaml, parsed as DVC parses it. Raises ChargptError if it cannot be read."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    from chargpt.runtime.exits import one_line
-
-    try:
-        pipeline = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError) as error:
-        raise ChargptError(f"dvc.yaml: {one_line(error)}; correct it, or run: git checkout dvc.yaml") from None
-    return pipeline if isinstance(pipeline, dict) else {}
 
 
 def refuse_own(output: Path | None, *inputs: Path | None) -> None:
@@ -58,13 +43,8 @@ def refuse_own(output: Path | None, *inputs: Path | None) -> None:
 def _own_files() -> set[str]:
     """What the stages read and write, the values of params.yaml in the place of `${key}`, and DVC's files."""
     from chargpt.project.params_file import PARAMS_FILE, read_yaml  # slow to import, and --help needs none of it
+    from chargpt.project.pipeline import PIPELINE, stage_files
 
     values = read_yaml(Path(PARAMS_FILE)) if Path(PARAMS_FILE).exists() else {}
-    names = {"dvc.yaml", "dvc.lock", PARAMS_FILE}
-    try:
-        for stage in (read_pipeline().get("stages") or {}).values():
-            for entry in (entry for part in ("deps", "outs", "metrics", "plots") for entry in stage.get(part, ())):
-                names |= {entry} if isinstance(entry, str) else set(entry)  # a string, or a mapping from the name
-    except (AttributeError, TypeError):
-        raise ChargptError("dvc.yaml: its stages are not in DVC's format; run: git checkout dvc.yaml") from None
+    names = {PIPELINE, "dvc.lock", PARAMS_FILE}.union(*stage_files("deps", "outs", "metrics", "plots").values())
     return {re.sub(r"\$\{(\w+)\}", lambda key: str(values.get(key[1], key[0])), name) for name in names}

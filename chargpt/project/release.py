@@ -5,37 +5,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-
-from packaging.version import InvalidVersion, Version
+from pathlib import Path
 
 from chargpt.errors import ChargptError, escape
 from chargpt.project.check import git_problems
 from chargpt.project.compare import ARTIFACT
 from chargpt.project.git import git, reason
-from chargpt.project.outputs import read_pipeline
+from chargpt.project.params_file import read_yaml
+from chargpt.project.pipeline import PIPELINE
 from chargpt.runtime.exits import one_line
 
 
-def release(version: str, name: str = ARTIFACT, message: str | None = None) -> str:
+def release(version: str, message: str | None = None) -> str:
     """Register HEAD as a version of the model, with an annotated tag made by gto; return the tag's name.
 
-    name: the artifact in dvc.yaml. message: of the tag. Raises ChargptError, and makes no tag, unless dvc.yaml declares
-    the artifact, nothing is uncommitted, dvc.lock matches the code, params.yaml and the outputs, the remote holds every
-    output, and the version is new.
+    message: of the tag. Raises ChargptError, and makes no tag, unless dvc.yaml declares the artifact, nothing is
+    uncommitted, dvc.lock matches the code, params.yaml and the outputs, the remote holds every output, and the version
+    is new.
     """
     from gto.api import register
     from gto.exceptions import GTOException
+    from gto.versions import SemVer
 
-    try:
-        number = Version(version.removeprefix("v"))
-        if len(number.release) != 3:
-            raise InvalidVersion
-    except ValueError:  # InvalidVersion, or a number with more digits than Python reads
-        raise ChargptError(f"{version[:40]}: not a version; it must look like v1.2.0") from None
-    declared = read_pipeline().get("artifacts")
-    if not isinstance(declared, dict) or name not in declared:
-        known = ", ".join(declared) if isinstance(declared, dict) else "none"
-        raise ChargptError(f"{name}: dvc.yaml declares no such artifact; name one of: {known}")
+    version = f"v{version.removeprefix('v')}"
+    if not SemVer.is_valid(version):
+        raise ChargptError(f"{version[:40]}: not a version; it must look like v1.2.0")
+    declared = read_yaml(Path(PIPELINE)).get("artifacts")
+    if not isinstance(declared, dict) or ARTIFACT not in declared:
+        raise ChargptError(f"{PIPELINE}: declares no artifact {ARTIFACT}; run: git checkout {PIPELINE}")
     for problem in git_problems():
         raise ChargptError(problem)
     dirty = git("status", "--porcelain", "-z", "--no-renames").split("\0")[:-1]
@@ -50,10 +47,10 @@ def release(version: str, name: str = ARTIFACT, message: str | None = None) -> s
     if absent := sorted(name for name, state in states.items() if state in ("new", "missing")):
         raise ChargptError(f"not on the remote: {_few(absent)}; run: dvc push")
     try:
-        register(".", name, "HEAD", version=f"v{number}", message=message or f"{name} v{number}")
+        register(".", ARTIFACT, "HEAD", version=version, message=message or f"{ARTIFACT} {version}")
     except GTOException as error:
         raise ChargptError(one_line(error)) from None
-    return f"{name}@v{number}"
+    return f"{ARTIFACT}@{version}"
 
 
 def _dvc(*arguments: str) -> str:

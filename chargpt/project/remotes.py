@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from chargpt.errors import ChargptError
 from chargpt.runtime.exits import one_line
-
-LARGE = 3e9  # bytes
 
 
 @contextmanager
@@ -29,44 +26,28 @@ def dvc_repository() -> Iterator[Any]:
         ) from None
 
 
-def _default_remote() -> tuple[Path, str | None, str]:
-    """The directory of DVC's cache, and the default remote's name and address."""
+def cache_folder() -> Path:
+    """The directory of DVC's cache."""
+    with dvc_repository() as repo:
+        return Path(repo.cache.local_cache_dir)
+
+
+def _default_remote() -> tuple[str | None, str]:
+    """The default remote's name and address."""
     with dvc_repository() as repo:
         name = repo.config["core"].get("remote")
-        return Path(repo.cache.local_cache_dir), name, repo.config["remote"].get(name, {}).get("url", "")
-
-
-def places() -> tuple[Path, Path | None]:
-    """The directories of DVC's cache, and of its default remote if that is on this machine."""
-    cache, _, url = _default_remote()
-    return cache, Path(url) if os.path.isabs(url) else None
+        return name, repo.config["remote"].get(name, {}).get("url", "")
 
 
 def relative_remote() -> str | None:
     """The name of the default remote if its path is relative, or None."""
     from dvc.config_schema import RelPath
 
-    _, name, url = _default_remote()
+    name, url = _default_remote()
     return name if isinstance(url, RelPath) else None
 
 
 def private_remote() -> Path | None:
     """The default remote if it is a directory in the user's home, where colleagues do not reach it, or None."""
-    _, remote = places()
-    return remote if remote and remote.is_relative_to(Path.home()) else None
-
-
-def large_data() -> Iterator[str]:
-    """Yield a line for the cache and for the remote if it holds more than LARGE bytes, and how to free some."""
-    cache, remote = places()
-    command = "dvc gc --workspace --all-commits --all-experiments"
-    others = f"{command} --cloud --projects EVERY_OTHER_CLONE_THAT_USES_IT"
-    for path, what, how in ((cache, "DVC's cache", command), (remote, "the default remote", others)):
-        size = 0
-        with suppress(OSError):  # a file was removed meanwhile
-            size = sum(file.lstat().st_size for file in path.rglob("*")) if path else 0
-        if size > LARGE:
-            yield (
-                f"{what}, {path}, holds {size / 1e9:.1f} GB. To remove what no commit or experiment of this clone uses,"
-                f" run: {how}"
-            )
+    remote = Path(_default_remote()[1])
+    return remote if remote.is_relative_to(Path.home()) else None

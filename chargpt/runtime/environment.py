@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,12 +30,9 @@ def saving() -> dict[str, float | bool]:
     """
     options: dict[str, float | bool] = {"fresh": os.environ.get("CHARGPT_FRESH", "0") not in ("", "0")}
     if value := os.environ.get("CHARGPT_SAVE_EVERY_S"):
-        seconds = -1.0
-        with suppress(ValueError):
-            seconds = float(value)
-        if not seconds >= 0:
+        if not re.fullmatch(r"\d+(\.\d*)?", value):
             raise ChargptError(f"CHARGPT_SAVE_EVERY_S is {value!r}; it must be a number of seconds, at least 0")
-        options["save_every_s"] = seconds
+        options["save_every_s"] = float(value)
     return options
 
 

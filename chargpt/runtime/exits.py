@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -42,10 +41,9 @@ def one_line_errors() -> Iterator[None]:
     keeps its traceback.
     """
     _reopen_standard_streams()
-    if threading.current_thread() is threading.main_thread():
-        for number in ENDING:
-            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and that stays so
-                signal.signal(number, _terminate)
+    for number in ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and that stays so
+            signal.signal(number, _terminate)
     try:
         yield
         if sys.stdout is not None:
@@ -60,7 +58,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         silence_stdout()
         if code in (errno.ENOSPC, errno.EDQUOT):
-            _fail(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
+            _fail(f"{error.filename or 'output'}: no disk space left; free some space and run the same command again")
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
@@ -69,8 +67,8 @@ def one_line_errors() -> Iterator[None]:
         _end(128 + signalled.args[0], "terminated")
 
 
-def import_undisturbed(*names: str) -> ModuleType:
-    """Import modules and return the last. A signal that arrives meanwhile takes effect after the import.
+def import_undisturbed(name: str) -> ModuleType:
+    """Import a module. A signal that arrives meanwhile takes effect after the import.
 
     While torch loads numpy, its own code discards the exception that a signal raises. The signal would be lost, or a
     module would stay half loaded.
@@ -78,18 +76,16 @@ def import_undisturbed(*names: str) -> ModuleType:
     arrived: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     waiting = {number: handler for number, handler in handlers.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread():
-        waiting = {}  # only the main thread handles signals
     for number in waiting:
         signal.signal(number, lambda number, _: arrived.append(number))
     try:
-        modules = [import_module(name) for name in names]
+        module = import_module(name)
     finally:
         for number, handler in waiting.items():
             signal.signal(number, handler)
     if arrived:
         signal.raise_signal(arrived[0])
-    return modules[-1]
+    return module
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
@@ -105,8 +101,7 @@ def _end(status: int, word: str) -> NoReturn:
 
 def _fail(*lines: str) -> NoReturn:
     """Exit with status 1 and a message. Its control characters, which may come from a stranger's file, are escaped."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun sends it after a failure; the exit must go on
+    signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun sends it after a failure; the exit must go on
     sys.exit("\n".join(("" if line[:1] == " " else "error: ") + escape(line, len(line)) for line in lines))
 
 

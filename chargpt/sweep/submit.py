@@ -20,7 +20,7 @@ from chargpt.files import finite_numbers, read_json
 from chargpt.paths import METRICS
 from chargpt.project.git import git, remedy, untracked_code
 from chargpt.project.outputs import require_clone
-from chargpt.project.remotes import places, relative_remote
+from chargpt.project.remotes import cache_folder, relative_remote
 from chargpt.runtime.exits import Terminated, one_line
 from chargpt.sweep.plan import Plan, load_plan, overrides
 from chargpt.sweep.study import STOP, Sweep, abandoned, busy_slots, create, has_begun, open_sweep, spent
@@ -84,7 +84,7 @@ def prepare(path: str | Path) -> Sweep:
     require_clone()
     if not has_begun(SWEEPS / plan.name) and (lines := list(refusals(path, plan))):
         raise ChargptError(*lines)
-    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), places()[0])
+    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), cache_folder())
 
 
 def run(sweep: Sweep, report: Callable[[str], None]) -> None:

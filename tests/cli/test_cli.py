@@ -16,6 +16,9 @@ from chargpt.text.vocab import Vocab
 from tests.conftest import chargpt
 from tests.pipeline import ROOT
 
+COMMAND = [sys.executable, "-m", "chargpt"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
 
 @pytest.fixture
 def folder(tmp_path: Path, model: GPT, vocab: Vocab) -> Path:
@@ -24,32 +27,47 @@ def folder(tmp_path: Path, model: GPT, vocab: Vocab) -> Path:
 
 
 def test_generate(folder: Path) -> None:
-    options = ["--prompt", "abc", "--max-tokens", "40", "--seed", "1"]
-    first = chargpt("generate", *options, cwd=folder)
+    """From and to standard streams and files."""
+    options = ["--max-tokens", "40", "--seed", "1"]
+    first = chargpt("generate", "--prompt", "abc", *options, cwd=folder)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.startswith("abc")
     assert len(first.stdout) == 3 + 40 + 1
-    assert chargpt("generate", *options, cwd=folder).stdout == first.stdout
-    piped = chargpt("generate", "--prompt", "-", *options[2:], cwd=folder, input="abc")
-    assert piped.stdout == first.stdout
+    assert chargpt("generate", "--prompt", "-", *options, cwd=folder, input="abc").stdout == first.stdout
+    (folder / "prompt.txt").write_text("abc", encoding="utf-8")
+    written = chargpt("generate", "--prompt-file", "prompt.txt", "--output", "new/text.txt", *options, cwd=folder)
+    assert (written.returncode, written.stdout) == (0, ""), written.stderr
+    assert (folder / "new/text.txt").read_text(encoding="utf-8") == first.stdout
+    (folder / "prompt.txt").write_bytes(b"\xef\xbb\xbfab\r\nc")
+    windows = chargpt("generate", "--prompt-file", "prompt.txt", *options, cwd=folder)
+    assert windows.stdout.startswith("ab\nc"), windows.stderr
     several = chargpt("generate", *options, "--num-samples", "2", "--top-k", "2", "--top-p", "0.9", cwd=folder)
     assert several.stdout.count("=== sample") == 2
 
 
-def test_generate_reports_errors_in_one_line(folder: Path) -> None:
-    for arguments, message in [
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--prompt", "xyz"], "error: character 'x' (at position 0) is not in the vocabulary of 14 characters;"),
         (["--prompt", ""], "error: generation needs a prompt of at least one character"),
+        (
+            ["--prompt", "a", "--prompt-file", "a"],
+            "error: --prompt and --prompt-file are mutually exclusive; use",
+        ),
+        (["--prompt-file", "absent.txt"], "error: absent.txt: No such file or directory"),
+        (["--prompt-file", "bad.txt"], "error: bad.txt: byte 0 is not UTF-8 text; save the prompt as UTF-8"),
         (["--model", "none.safetensors"], "error: none.safetensors: no such file"),
         (["--temperature", "-1"], "error: temperature is -1.0; it must be"),
         (["--device", "cuda:99"], "error: device cuda:99 is not available here"),
-        (["--seed", "99999999999999999999"], "error: --seed is 99999999999999999999; it must be"),
         (["--device", "toaster"], "error: device is 'toaster'"),
-    ]:
-        done = chargpt("generate", *arguments, cwd=folder)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith(message), done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    ],
+)
+def test_generate_reports_errors_in_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "bad.txt").write_bytes(b"\xff")
+    done = chargpt("generate", *arguments, cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(message), done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["generate", "inspect", "export"])
@@ -58,7 +76,7 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
     done = chargpt(command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{wrong} here; run from the project's root, or give a path\n"
-    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
     done = chargpt(command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{wrong}; to fetch or make it, run: dvc repro --pull\n"
@@ -68,13 +86,11 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
 @pytest.mark.system
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
-    command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "1000000"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for how, status in (("interrupt", 130), ("close", 0)):
         process = subprocess.Popen(
-            command,
+            [*COMMAND, "generate", "--max-tokens", "1000000"],
             cwd=folder,
-            env=environment,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # a test run that was started in the background ignores Ctrl-C, and its children would too
@@ -92,18 +108,13 @@ def test_interrupt_and_closed_pipe_end_cleanly(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["--help", "generate --help", "--version"])
 def test_help_into_a_closed_pipe_ends_quietly(command: str, folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
-        [sys.executable, "-m", "chargpt", *command.split()],
-        cwd=folder,
-        env=environment,
-        stdout=writer,
-        stderr=subprocess.PIPE,
+        [*COMMAND, *command.split()], cwd=folder, env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE
     )
     os.close(writer)
-    assert (process.returncode, process.stderr) == (0, b"")
+    assert process.stderr == b""
 
 
 def test_help_answers_without_torch(folder: Path) -> None:
@@ -119,20 +130,18 @@ def test_help_answers_without_torch(folder: Path) -> None:
 def test_a_full_disk_is_reported_in_one_line(folder: Path) -> None:
     for arguments in (["--help"], ["generate", "--help"], ["generate", "--max-tokens", "5"], ["inspect"]):
         with open("/dev/full", "w") as full:
-            command = [sys.executable, "-m", "chargpt", *arguments]
-            environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            done = subprocess.run(command, cwd=folder, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
-        assert (done.returncode, done.stderr) == (
-            1,
-            "error: output: no space left on the disk; free some and run again\n",
-        )
+            done = subprocess.run(
+                [*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        said = "error: output: no disk space left; free some space and run the same command again\n"
+        assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.system
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_termination_leaves_no_partial_file(folder: Path) -> None:
-    command = [sys.executable, "-m", "chargpt", "generate", "--max-tokens", "100000000", "--output", "text.txt"]
-    process = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    command = [*COMMAND, "generate", "--max-tokens", "100000000", "--output", "text.txt"]
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not list(folder.glob(".chargpt-*")):
         assert time.monotonic() < deadline and process.poll() is None
@@ -145,8 +154,8 @@ def test_termination_leaves_no_partial_file(folder: Path) -> None:
 @pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
 def test_a_file_name_that_is_not_utf_8(folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
-    command = [sys.executable, "-m", "chargpt", "export", "--output", os.fsdecode(b"\xff.onnx")]
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "utf-8:strict"}
+    command = [*COMMAND, "export", "--output", os.fsdecode(b"\xff.onnx")]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(rb"wrote \udcff.onnx;")
@@ -162,29 +171,6 @@ def test_inspect(folder: Path) -> None:
         "trained with lr                0.1",
     ):
         assert words in done.stdout
-
-
-def test_generate_from_and_to_a_file(folder: Path) -> None:
-    (folder / "prompt.txt").write_text("abc", encoding="utf-8")
-    options = ["--max-tokens", "40", "--seed", "1"]
-    shown = chargpt("generate", "--prompt", "abc", *options, cwd=folder)
-    written = chargpt("generate", "--prompt-file", "prompt.txt", "--output", "new/text.txt", *options, cwd=folder)
-    assert (written.returncode, written.stdout) == (0, ""), written.stderr
-    assert (folder / "new/text.txt").read_text(encoding="utf-8") == shown.stdout
-    (folder / "prompt.txt").write_bytes(b"\xef\xbb\xbfab\r\nc")
-    windows = chargpt("generate", "--prompt-file", "prompt.txt", *options, cwd=folder)
-    assert windows.stdout.startswith("ab\nc"), windows.stderr
-    both = chargpt("generate", "--prompt-file", "prompt.txt", "--prompt", "a", cwd=folder)
-    assert (both.returncode, both.stderr) == (
-        1,
-        "error: --prompt and --prompt-file exclude one another; give one of them\n",
-    )
-    absent = chargpt("generate", "--prompt-file", "absent.txt", cwd=folder)
-    assert (absent.returncode, absent.stderr) == (1, "error: absent.txt: No such file or directory\n")
-    (folder / "prompt.txt").write_bytes(b"\xff")
-    bad = chargpt("generate", "--prompt-file", "prompt.txt", cwd=folder)
-    assert bad.returncode == 1
-    assert bad.stderr == "error: prompt.txt: byte 0 is not UTF-8 text; save the prompt as UTF-8\n"
 
 
 def test_check_outside_a_clone_is_one_error(tmp_path: Path) -> None:

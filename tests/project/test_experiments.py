@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,29 +13,14 @@ from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import SIGNED, Run, set_value, undo
 from tests.documents import blocks
-from tests.project import exp_ref
 
 pytestmark = pytest.mark.system
-
-In = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def environment(environment: dict[str, str]) -> dict[str, str]:
     """With a name, and with as many threads as chargpt itself decides on."""
     return {k: v for k, v in environment.items() if k != "OMP_NUM_THREADS"} | SIGNED
-
-
-@pytest.fixture(scope="module")
-def inside(environment: dict[str, str]) -> In:
-    """Runs a command in any folder."""
-
-    def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    return run
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -79,41 +62,6 @@ def test_a_queue_of_four_on_two_workers(repo: Path, run: Run, environment: dict[
     assert max(map(len, table.splitlines())) <= 80
     for word in (*names, "val_loss", "n_layer", "lr"):
         assert word in table
-
-
-def test_between_clones(repo: Path, run: Run, inside: In, tmp_path: Path) -> None:
-    """A bare repository in the middle, a directory as remote: branch, push, pull, apply, and nothing trained twice."""
-    bare, other, store = tmp_path / "bare.git", tmp_path / "other", tmp_path / "store"
-    run("git", "clone", "-q", "--bare", str(repo), str(bare))
-    run("git", "remote", "add", "origin", str(bare))
-    run("dvc", "remote", "add", "-f", "--local", "-d", "team", str(store))
-    # an experiment in a copy, brought here, made a branch, sent off
-    run("dvc", "exp", "run", "--temp", "-n", "hot", "-S", "lr=0.004")
-    hot = run("git", "show", "refs/exps/" + exp_ref(run, "hot") + ":params.yaml").stdout
-    assert "lr: 0.004" in hot
-    run("dvc", "exp", "branch", "hot", "hot-branch")
-    run("dvc", "exp", "push", "--run-cache", "origin", "hot")
-    run("dvc", "push", "--run-cache")
-    # a colleague takes it
-    inside(tmp_path, "git", "clone", "-q", str(bare), str(other))
-    inside(other, "dvc", "remote", "add", "--local", "-d", "team", str(store))
-    assert ran(inside(other, "dvc", "repro", "--pull")) == []
-    inside(other, "dvc", "exp", "pull", "origin", "hot")
-    inside(other, "dvc", "exp", "apply", "hot")
-    assert load_params(other / "params.yaml").lr == 0.004
-    assert read_model(other / "artifacts/model.safetensors").params["lr"] == 0.004
-    inside(other, "git", "reset", "-q", "--hard")
-    # the colleague types the same value: the remote's run cache has the result
-    shutil.rmtree(other / ".dvc/cache")
-    text = (other / "params.yaml").read_text()
-    set_value(other / "params.yaml", lr=0.004)
-    assert "train" not in ran(inside(other, "dvc", "repro", "--pull"))
-    assert read_model(other / "artifacts/model.safetensors").params["lr"] == 0.004
-    # and going back costs nothing either
-    (other / "params.yaml").write_text(text)
-    assert "train" not in ran(inside(other, "dvc", "repro", "--pull"))
-    inside(other, "dvc", "checkout", "--force")
-    run("git", "branch", "-D", "hot-branch")
 
 
 def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run) -> None:

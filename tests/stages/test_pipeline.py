@@ -48,7 +48,7 @@ def test_repro_twice_gives_the_same_bytes(repo: Path, run: Run) -> None:
 
 def test_own_text_needs_no_download(repo: Path, said: str) -> None:
     assert (repo / "data/input.txt").read_bytes() == b""
-    assert "the corpus is data/mine.txt; nothing to fetch" in said
+    assert "the corpus is data/mine.txt; nothing to download" in said
     assert "migrate: skipped; init is scratch" in said
     lock = YAML(typ="safe").load((repo / "dvc.lock").read_text())
     assert "data/mine.txt" in {dep["path"] for dep in lock["stages"]["prepare"]["deps"]}
@@ -139,12 +139,6 @@ def test_params_are_refused_before_torch_loads(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_stage_says_how_it_is_run() -> None:
-    """As it was run before there was a runner."""
-    done = subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: run: python -m stages prepare\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["nope"], ["train", "sample"], ["__main__"]])
