@@ -153,11 +153,6 @@ def busy_slots(folder: Path) -> set[int]:
     return busy
 
 
-def abandoned(sweep: Sweep) -> bool:
-    """Whether there is an unfinished trial that no living process works on."""
-    return not {trial.user_attrs.get(SLOT) for trial in sweep.running()} <= busy_slots(sweep.folder)
-
-
 def next_trial(sweep: Sweep, slot: int) -> optuna.Trial | None:
     """The unfinished trial of this slot, or a new one; None if the budget is spent."""
     with locked(sweep.folder / "ask.lock"):

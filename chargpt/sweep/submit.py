@@ -23,7 +23,7 @@ from chargpt.project.outputs import require_clone
 from chargpt.project.remotes import cache_folder, relative_remote
 from chargpt.runtime.exits import Terminated, one_line
 from chargpt.sweep.plan import Plan, load_plan, overrides
-from chargpt.sweep.study import STOP, Sweep, abandoned, busy_slots, create, has_begun, open_sweep, spent
+from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
 from chargpt.sweep.trial import ERROR, ORIGIN, Stopped, experiment_commit, run_trial
 
 SWEEPS = Path(".dvc/tmp/sweeps")
@@ -105,7 +105,7 @@ def run(sweep: Sweep, report: Callable[[str], None]) -> None:
                 require_no_error(job, sweep.folder / "jobs")
             working = alive(sweep, jobs)
             if not working or not jobs:
-                wanted = abandoned(sweep) if spent(sweep) else sweep.plan.workers
+                wanted = min(sweep.plan.workers, len(sweep.running())) if spent(sweep) else sweep.plan.workers
                 jobs += [_start(executor, sweep) for _ in range(working, wanted)]
             over = spent(sweep) and not sweep.running()
             for line in bring_home(sweep, shown):

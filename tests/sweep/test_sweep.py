@@ -273,11 +273,6 @@ class Project:
     def plan(self, **changes: Any) -> None:
         write(self.home / "mine.yaml", **changes)
 
-    def change(self, **values: Any) -> None:
-        """Change params.yaml and commit."""
-        set_value(self.home / "params.yaml", **values)
-        commit(self.home, "values")
-
     def __call__(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command, cwd=self.home, env=self.environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -389,8 +384,8 @@ def test_failures_and_pruning(small: Project) -> None:
     away.rename(small.home.parent / "origin.git")
     assert re.search("^away-0: .*: val_loss", small("chargpt", "sweep", "mine.yaml").stdout, re.MULTILINE)
     assert (small.home / ".dvc/tmp/sweeps/away/away-0.log").read_text().count("Running stage 'train'") == 1
-    small.change(max_iters=7)
-    small.plan(name="pruned", pruner={"ThresholdPruner": {"upper": 0.1}}, trials=1, workers=1)
+    pruner = {"ThresholdPruner": {"upper": 0.1}}
+    small.plan(name="pruned", pruner=pruner, trials=1, workers=1, fixed={"max_iters": 7})
     done = small("chargpt", "sweep", "mine.yaml", check=False)
     assert done.returncode == 1 and re.search(r"\npruned-0: lr=.*: pruned\n$", done.stdout), done.stdout
     assert done.stderr == "error: no trial was completed; see the reasons above\n"
@@ -451,13 +446,10 @@ def kill(processes: list[psutil.Process]) -> None:
 def test_nothing_is_lost(project: Project, how: str) -> None:
     """Kill all processes, only a worker, or press Ctrl-C: the same command goes on where each training was."""
     number = 2 if how == "everything" else 1
-    project.change(max_iters=2000, eval_interval=1000)
-    project.plan(trials=number, workers=number)
+    project.plan(trials=number, workers=number, fixed={"max_iters": 2000, "eval_interval": 1000})
     first = project.start(CHARGPT_SAVE_EVERY_S="0.2")
-    until(
-        lambda: len(list(project.folder.glob("slots/*.checkpoints/*/*.safetensors"))) == number,
-        project.output.read_text,
-    )
+    checkpoints = "slots/*.checkpoints/*/*.safetensors"
+    until(lambda: len(list(project.folder.glob(checkpoints))) == number, project.output.read_text)
     family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
     if how == "everything":
         kill(family)
@@ -541,9 +533,9 @@ def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Pr
     A node's daemon that dies and starts again loses no job. The model has the bytes of an uninterrupted training.
     """
     project.environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    project.change(max_iters=16_000, eval_interval=8_000)
     limits = {"slurm_partition": "all", "timeout_min": 1, "slurm_signal_delay_s": 20, "cpus_per_task": 1}
-    project.plan(executor="slurm", trials=1, workers=1, slurm=limits)
+    about = {"executor": "slurm", "trials": 1, "workers": 1, "fixed": {"max_iters": 16_000, "eval_interval": 8_000}}
+    project.plan(**about, slurm=limits)
     log = project.folder / "toy-0.log"
 
     def wait(for_what: str) -> None:
@@ -556,7 +548,7 @@ def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Pr
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
     subprocess.run(["scancel", "1"], check=True)
-    project.plan(executor="slurm", trials=1, workers=1, slurm=limits | {"timeout_min": 10})
+    project.plan(**about, slurm=limits | {"timeout_min": 10})
     first = project.start()
     wait("continuing at step")
     os.kill(int((slurm / "slurmd.pid").read_text()), signal.SIGKILL)
