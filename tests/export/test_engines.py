@@ -68,13 +68,8 @@ def llama(model: GPT, tmp_path: Path) -> Any:
 
 
 @pytest.mark.engine
-def test_llama_cpp_generates_the_same_text(model: GPT, llama: Any) -> None:
-    answer = llama("a", 200)
-    assert answer["choices"][0]["text"] == greedy(model, "a", 200)
-
-
-@pytest.mark.engine
-def test_llama_cpp_reads_each_character_as_one_token(model: GPT, llama: Any) -> None:
+def test_llama_cpp_generates_the_same_text_and_reads_each_character_as_one_token(model: GPT, llama: Any) -> None:
+    assert llama("a", 200)["choices"][0]["text"] == greedy(model, "a", 200)
     for prompt in (TEXT, TEXT[::-1], *CHARACTERS):
         answer = llama(prompt, 1, logprobs=len(VOCAB))
         assert answer["usage"]["prompt_tokens"] == len(prompt)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,12 @@ from chargpt.errors import ChargptError
 from chargpt.export.huggingface import export
 from chargpt.export.layout import gpt2_layout
 from chargpt.export.onnx import gpt2_graph, save_onnx
+from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
 from tests.conftest import model_file, random_model
+from tests.pipeline import ROOT
 
 CONFIGS = [
     GPTConfig(11, 8, 2, 2, 16),
@@ -79,26 +83,17 @@ def test_left_padding_is_masked(model: GPT) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_the_file_runs_in_onnx_runtime_alone(tmp_path: Path, model: GPT, vocab: Vocab) -> None:
-    """As docs/engines.md shows it."""
-    save_onnx(model_file(model, vocab), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    about = session.get_modelmeta().custom_metadata_map
-    assert about["vocab"] == "".join(vocab.itos)
-    cache = {i.name: np.zeros([1, i.shape[1], 0, i.shape[3]], np.float32) for i in session.get_inputs()[3:]}
-    ids = [3]
-    for position in range(int(about["block_size"])):
-        step = {"input_ids": [[ids[-1]]], "attention_mask": [[1] * len(ids)], "position_ids": [[position]]}
-        logits, *present = session.run(None, cache | {k: np.array(v) for k, v in step.items()})
-        cache = dict(zip(cache, present, strict=True))
-        ids.append(int(logits[0, -1].argmax()))
-    idx = torch.tensor([ids[:1]])
-    for _ in ids[1:]:
-        idx = torch.cat([idx, model(idx[:, -8:])[:, -1].argmax(-1, keepdim=True)], 1)
-    assert ids == idx[0].tolist()
-    again = tmp_path / "again.onnx"
-    save_onnx(model_file(model, vocab), again)
-    assert again.read_bytes() == (tmp_path / "model.onnx").read_bytes()
+def test_the_example_in_the_docs_generates_the_same_text(tmp_path: Path) -> None:
+    """The file is reproducible, and runs in ONNX Runtime without chargpt."""
+    model, vocab = random_model(GPTConfig(11, 8, 2, 2, 16)), Vocab("\nabcdefghij")
+    for name in ("model.onnx", "again.onnx"):
+        save_onnx(model_file(model, vocab), tmp_path / name)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+    page = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
+    example = page.split("## ONNX Runtime")[1].split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    expected = generate(model, [vocab.encode("\n")], 8, Sampling(temperature=0))[0]
+    assert done.stdout == vocab.decode(expected) + "\n", done.stderr
 
 
 def test_a_model_too_large_for_a_graph(model: GPT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
