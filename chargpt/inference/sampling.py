@@ -92,8 +92,7 @@ def generate(
     random: the random numbers, None for different ones each time. The same state of `random` gives the same text.
     Raises ChargptError for an empty prompt or an argument out of its range.
     """
-    _check_arguments(model, max_tokens, sampling, random)
-    ids = _check_ids(model.config, idx)
+    ids = _check_arguments(model.config, idx, max_tokens)
     rows = (random or Random()).split(len(ids))
     return np.concatenate([ids, *_pieces(model, ids, max_tokens, sampling, rows, WHOLE)], axis=1)
 
@@ -105,8 +104,7 @@ def stream(
 
     The arguments are those of `generate`. They are checked at the call, before the first id is asked for.
     """
-    _check_arguments(model, max_tokens, sampling, random)
-    ids = _check_ids(model.config, idx)
+    ids = _check_arguments(model.config, idx, max_tokens)
     rows = (random or Random()).split(len(ids))
     return (chosen for piece in _pieces(model, ids, max_tokens, sampling, rows, SHOWN) for chosen in piece.T)
 
@@ -124,8 +122,7 @@ def generate_each(
     order. Prompts of the same length are generated together. The text of a prompt does not depend on the other prompts,
     but on its place in the list, which decides its random numbers.
     """
-    _check_arguments(model, max_tokens, sampling, random)
-    given = [_check_ids(model.config, np.asarray(prompt)[None])[0] for prompt in prompts]
+    given = [_check_arguments(model.config, np.asarray(prompt)[None], max_tokens)[0] for prompt in prompts]
     rows, model, texts = (random or Random()).split(len(given)), pack(model), list(given)
     for length in sorted({len(ids) for ids in given}):
         places = [i for i, ids in enumerate(given) if len(ids) == length]
@@ -161,8 +158,10 @@ def _pieces(
         max_tokens -= count
 
 
-def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
+def _check_arguments(config: GPTConfig, idx: ArrayLike, max_tokens: int) -> IDS:
     """The ids as (B, T) int64."""
+    if not isinstance(max_tokens, Integral) or max_tokens < 0:
+        raise ChargptError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least 0")
     try:
         ids = np.asarray(idx)
     except ValueError:  # rows of different lengths
@@ -176,14 +175,3 @@ def _check_ids(config: GPTConfig, idx: ArrayLike) -> IDS:
     if not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise ChargptError(f"ids reach from {ids.min()} to {ids.max()}; the vocabulary has {config.vocab_size}")
     return ids.astype(np.int64)
-
-
-def _check_arguments(model: Model, max_tokens: int, sampling: Sampling, random: Random | None) -> None:
-    if not hasattr(model, "config"):
-        raise ChargptError(f"model is {model!r}; it must be what read_model returns, or a GPT")
-    if not isinstance(sampling, Sampling):
-        raise ChargptError(f"sampling is {sampling!r}; it must be a Sampling, as Sampling(temperature=0.8)")
-    if not isinstance(random, Random | None):
-        raise ChargptError(f"random is {random!r}; it must be a Random, as Random(1), or None")
-    if not isinstance(max_tokens, Integral) or max_tokens < 0:
-        raise ChargptError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least 0")
