@@ -59,10 +59,9 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
         yield f"{path}: objective is {objective}; it must be a key of {METRICS}: use one of {', '.join(known)}"
     git("remote", "get-url", ORIGIN)  # names the remote if there is none, which ls-remote does not
     pattern = f"refs/exps/*/*/{plan.name}-*"
-    theirs, ours = git("ls-remote", ORIGIN, pattern), git("for-each-ref", pattern)
-    for where, listed in ((ORIGIN, theirs), ("this project", ours)):
-        if taken := re.findall(rf"/({plan.name}-\d+)$", listed, re.MULTILINE):
-            yield f"{where} already has an experiment {taken[0]}; give the sweep another name"
+    listed = git("ls-remote", ORIGIN, pattern) + git("for-each-ref", pattern)
+    if taken := re.search(rf"(?m)/({plan.name}-\d+)$", listed):
+        yield f"{ORIGIN} or this project already has an experiment {taken[1]}; give the sweep another name"
     if names := untracked_code():
         yield f"{', '.join(names)}: not tracked by git, so no trial would have it; {remedy(names)}"
     changed = git("diff", "--name-only", "--relative", "-z", "HEAD").split("\0")[:-1]
