@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -127,6 +128,23 @@ def test_the_budget_in_minutes_is_the_same_in_every_time_zone(tmp_path: Path, mo
     assert study.spent(sweep)
     monkeypatch.undo()
     time.tzset()
+
+
+def test_every_unfinished_trial_gets_a_worker_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if no new trial may begin."""
+    sweep = make_sweep(tmp_path, trials=2)
+    unfinished = [begin(sweep, slot) for slot in range(2)]
+
+    def start(*_: object) -> SimpleNamespace:
+        plan.record(sweep.study, unfinished.pop(), TrialState.PRUNED)
+        return SimpleNamespace(done=lambda: True, exception=lambda: None)
+
+    monkeypatch.setattr(submit, "_start", start)
+    monkeypatch.setattr(submit, "POLL_S", "both are started before the first pause")
+    submit.run(sweep, lambda line: None)
+    assert not unfinished
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
