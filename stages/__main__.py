@@ -17,8 +17,6 @@ from chargpt.runtime.exits import import_undisturbed, one_line_errors
 if TYPE_CHECKING:
     from chargpt.params import Params
 
-LAST = "export"  # the stage that DVC runs last
-
 
 def main() -> None:
     """Run the stage that the first argument names."""
@@ -50,7 +48,7 @@ def run(name: str, params: Params) -> None:
     else:
         cache = [environment.cache_folder()] if name == "download" else []
         import_undisturbed(f"stages.{name}").main(params, *cache)
-    if name == LAST and "DVC_ROOT" in os.environ:
+    if name == "export" and "DVC_ROOT" in os.environ:  # the stage that DVC runs last
         from chargpt.project.lock import note
 
         if line := note():

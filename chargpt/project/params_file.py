@@ -12,7 +12,6 @@ from chargpt.errors import ChargptError, escape
 from chargpt.params import Params, check_params, show_value
 
 PARAMS_FILE = "params.yaml"
-FLAT = "write one `key: value` per line, or run: git checkout {}"
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:
@@ -35,13 +34,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except Exception as error:  # for odd tags and keys, the parser raises errors of many types
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         where = f"{path}: line {mark.line + 1}" if mark else path
-        raise ChargptError(
-            f"{where}: not valid YAML: {escape(problem) or type(error).__name__}; {FLAT.format(path)}"
-        ) from None
+        found = escape(problem) or type(error).__name__
+        raise ChargptError(f"{where}: not valid YAML: {found}; correct it, or run: git checkout {path}") from None
     if not isinstance(values, dict):
-        raise ChargptError(
-            f"{path}: found {type(values).__name__}, expected lines of the form `key: value`; {FLAT.format(path)}"
-        )
+        raise ChargptError(f"{path}: found {type(values).__name__}, expected `key: value`; run: git checkout {path}")
     return {_name(key): value for key, value in values.items()}
 
 

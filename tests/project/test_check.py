@@ -10,15 +10,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import SIGNED, Run, set_value, undo
+from tests.conftest import Run, set_value, undo
 from tests.project import error, exp_ref
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def environment(environment: dict[str, str]) -> dict[str, str]:
-    return environment | SIGNED
 
 
 def test_check_names_the_stages_that_changed(repo: Path, run: Run) -> None:

@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SIGNED, Run, undo
+from tests.conftest import Run, undo
 from tests.project import error
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def environment(environment: dict[str, str]) -> dict[str, str]:
-    return environment | SIGNED
 
 
 @pytest.fixture

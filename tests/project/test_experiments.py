@@ -1,4 +1,4 @@
-"""Queues, copies and clones: what a team does with experiments, on a fresh clone, with DVC's own workers."""
+"""Queues with DVC's own workers, and the way back from an experiment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
-from tests.conftest import SIGNED, Run, set_value, undo
+from tests.conftest import Run, set_value, undo
 from tests.documents import blocks
 
 pytestmark = pytest.mark.system
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def environment(environment: dict[str, str]) -> dict[str, str]:
-    """With a name, and with as many threads as chargpt itself decides on."""
-    return {k: v for k, v in environment.items() if k != "OMP_NUM_THREADS"} | SIGNED
+    """With as many threads as chargpt itself decides on."""
+    return {k: v for k, v in environment.items() if k != "OMP_NUM_THREADS"}
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SIGNED, Run, set_value, undo
+from tests.conftest import Run, set_value, undo
 from tests.project import error
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def environment(environment: dict[str, str]) -> dict[str, str]:
-    return environment | SIGNED
 
 
 def test_release_refuses_an_incomplete_version(repo: Path, run: Run) -> None:

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
-from tests.conftest import SIGNED, Run, set_value
+from tests.conftest import Run, set_value
 from tests.documents import blocks
 
 pytestmark = pytest.mark.system
@@ -22,7 +22,7 @@ Shell = Callable[[str, Path], str]
 
 @pytest.fixture(scope="module")
 def environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return environment | SIGNED | {"GITHUB_STEP_SUMMARY": str(tmp_path_factory.mktemp("ci") / "summary.md")}
+    return environment | {"GITHUB_STEP_SUMMARY": str(tmp_path_factory.mktemp("ci") / "summary.md")}
 
 
 @pytest.fixture(scope="module")
