@@ -31,7 +31,7 @@ def checkpoint(number: int) -> dict[str, Any]:
     from chargpt.model.config import DIALECTS
     from chargpt.text.tokens import read_tokens
     from chargpt.text.vocab import Vocab
-    from tests.legacy_reference import LegacyModel
+    from tests.legacy.reference import LegacyModel
 
     torch.set_num_threads(1)
     torch.manual_seed(number)

@@ -31,7 +31,7 @@ def make(folder: Path) -> None:
     import numpy as np
 
     from chargpt.legacy.directory import expected_shapes
-    from tests.legacy_reference import write_legacy
+    from tests.legacy.reference import write_legacy
 
     rng = np.random.default_rng(0)
     shapes = expected_shapes(SIZES)

@@ -45,7 +45,7 @@ from chargpt.tensors import DTYPES, tensor_hash
 from chargpt.text.corpus import scan_text
 from chargpt.text.tokens import read_tokens, write_tokens
 from chargpt.text.vocab import Vocab
-from tests.legacy_reference import write_legacy
+from tests.legacy.reference import write_legacy
 from tests.pipeline import ROOT
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.skipif(sys.platform != "linux", reason="memory is watched in /proc")]

@@ -25,7 +25,7 @@ from chargpt.model.config import DIALECTS, GPTConfig
 from chargpt.model.file import load_model
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
-from tests.legacy_reference import LegacyModel, write_legacy
+from tests.legacy.reference import LegacyModel, write_legacy
 from tests.pipeline import ROOT
 
 VOCAB = Vocab(sorted("\n \"'abc\U0001f600"))

@@ -12,7 +12,7 @@ import pytest
 from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import Run, set_value, undo
-from tests.documents import blocks
+from tests.docs.pages import blocks
 
 pytestmark = pytest.mark.system
 

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from chargpt.errors import ChargptError
 from chargpt.model.file import load_model
 from tests.conftest import Run, free_ports, set_value
-from tests.documents import blocks
+from tests.docs.pages import blocks
 
 pytestmark = pytest.mark.remote
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from chargpt.model.file import read_model
 from chargpt.project.params_file import load_params
 from tests.conftest import Run, set_value
-from tests.documents import blocks
+from tests.docs.pages import blocks
 
 pytestmark = pytest.mark.system
 

@@ -1,6 +1,6 @@
 """Make data/legacy: a small model trained as the legacy system trained, saved as it saved.
 
-    python -m benchmarks.make_legacy TEXT
+    python -m tests.legacy.make_legacy TEXT
 
 Oldest dialect (ReLU, attention scaled by the whole width), random windows, AdamW at a constant rate.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from tests.legacy_reference import LegacyModel, write_legacy
+from tests.legacy.reference import LegacyModel, write_legacy
 
 CONFIG = {
     "batch_size": 32,

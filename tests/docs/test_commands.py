@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SIGNED, environment_of, write_params
-from tests.documents import PAGES, blocks
+from tests.docs.pages import PAGES, blocks
 
 pytestmark = pytest.mark.system
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from chargpt.cli.app import app
 from chargpt.params import Params
-from tests.documents import PAGES, blocks
+from tests.docs.pages import PAGES, blocks
 from tests.pipeline import ROOT
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
