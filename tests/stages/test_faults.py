@@ -31,7 +31,7 @@ STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 RENAMED = {
     "prepare": ("data/tokens", "vocab.json"),
     "migrate": ("migrated.safetensors", "migrate.json"),
-    "train": ("state.safetensors", "model.safetensors"),
+    "train": ("checkpoint.safetensors", "model.safetensors"),
     "evaluate": ("positions.tsv", "evaluate.json"),
     "export": ("hf/README.md", "hf/tokenizer_config.json"),
 }
