@@ -23,7 +23,7 @@ def check() -> None:
     for problem in found:
         print(f"problem: {escape(problem, len(problem))}", file=sys.stderr)
     if found:
-        raise ChargptError(f"found {len(found)} problems; fix them and run: chargpt check")
+        raise ChargptError("problems found; fix them and run: chargpt check")
     changed = changed_stages()
     for note in notes():
         print(f"note: {note}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import sys
@@ -10,12 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
-
 from chargpt.device import pick_device
 from chargpt.errors import ChargptError, escape
 from chargpt.project import lock
-from chargpt.project.git import NO_REPOSITORY, git, remedy, try_git, untracked_code
+from chargpt.project.git import NO_REPOSITORY, git, try_git, untracked_code
 from chargpt.project.outputs import require_clone
 from chargpt.project.params_file import load_params
 from chargpt.project.remotes import dvc_repository, relative_remote
@@ -48,12 +45,6 @@ def problems() -> Iterator[str]:
     if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
         found = f"is {python}" if python else "is missing"
         yield f"the stages call `python`, which {found}; run: . {Path(sys.prefix) / 'bin/activate'}"
-    for line in importlib.metadata.requires("chargpt") or []:
-        wanted = Requirement(line)
-        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-            versions = [part.version for part in importlib.metadata.distributions(name=wanted.name)]
-            if not versions or not wanted.specifier.contains(versions[0], prereleases=True):
-                yield f"{wanted.name} {(*versions, 'is missing')[0]}: chargpt needs {wanted}; run: pip install -e ."
     yield from git_problems()
 
 
@@ -112,13 +103,7 @@ def git_problems() -> Iterator[str]:
         )
     if git("rev-parse", "--is-shallow-repository").strip() == "true":
         yield "a shallow clone: comparing with older versions fails; run: git fetch --unshallow --tags"
-    if remote := relative_remote():
-        yield (
-            f"the remote {remote} has a relative path, which `dvc get` and `dvc exp push` look for elsewhere; run:"
-            f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another full path)"
-        )
-    if names := [escape(name) for name in untracked_code()]:
-        yield f"{', '.join(names)}: not tracked by git, so experiments in copies lack it; {remedy(names)}"
+    yield from filter(None, (relative_remote(), untracked_code()))
 
 
 def changed_stages() -> list[str]:

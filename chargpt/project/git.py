@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from chargpt.errors import ChargptError
+from chargpt.errors import ChargptError, escape
 
 TIMEOUT_S = 300  # a remote that does not answer; `git status` of a large project may take a minute
 NO_REPOSITORY = "not a git repository"  # git's words
@@ -58,23 +58,20 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
-def untracked_code() -> list[str]:
-    """The pipeline's code files that git does not track. DVC's copy of the project for an experiment lacks them.
+def untracked_code() -> str | None:
+    """A line about the pipeline's code files that git does not track, or None if it tracks all of them.
 
-    So it asks in the main checkout. Raises ChargptError if git cannot list them.
+    DVC's copy of the project for an experiment lacks such files, so this asks in the main checkout. Raises ChargptError
+    if git cannot list them.
     """
     main = os.environ.get("DVC_ROOT", ".")
     listed = git("ls-files", "-z", "--others", "--exclude-standard", "chargpt", "stages", folder=main)
-    return [name for name in listed.split("\0") if name.endswith((".py", ".j2"))]
+    names = [escape(name) for name in listed.split("\0") if name.endswith((".py", ".j2"))]
+    lack = f"{', '.join(names)}: not tracked by git, so experiments lack it; run: git add {' '.join(names)}"
+    return lack if names else None
 
 
 def refuse_untracked_code() -> None:
     """In a DVC experiment, raise ChargptError if git does not track a code file: the commit would lack it."""
-    names = untracked_code() if "DVC_EXP_NAME" in os.environ else []
-    if names:
-        raise ChargptError(f"{', '.join(names)}: not tracked by git, so not part of the experiment; {remedy(names)}")
-
-
-def remedy(names: list[str]) -> str:
-    """The command that makes git track these files."""
-    return f"run: git add {' '.join(names)}"
+    if "DVC_EXP_NAME" in os.environ and (line := untracked_code()):
+        raise ChargptError(line)

@@ -31,10 +31,9 @@ def note() -> str | None:
         names = different_bytes(*(lock["stages"] for lock in locks))
     except (OSError, YAMLError, AttributeError, KeyError, TypeError):  # one of them is missing or damaged
         return None
-    if not names:
-        return None
-    return (
+    line = (
         f"{' and '.join(names)} produced different bytes from the committed run: a different CPU or thread count does"
         f" this. To compare the losses, run: dvc metrics diff. To record yours, run: git commit -m 'Results of this"
         f" machine' {LOCK} metrics"
     )
+    return line if names else None

@@ -37,7 +37,7 @@ def release(version: str, message: str | None = None) -> str:
         raise ChargptError(problem)
     dirty = git("status", "--porcelain", "-z", "--no-renames").split("\0")[:-1]
     if dirty:
-        names = _few([escape(line[3:]) for line in dirty])
+        names = ", ".join(escape(line[3:]) for line in dirty[:5])
         raise ChargptError(f"not committed: {names}; commit these files, move them or name them in .gitignore")
     if "Running stage" in _dvc("repro", "--dry", "--allow-missing"):
         raise ChargptError(
@@ -45,7 +45,7 @@ def release(version: str, message: str | None = None) -> str:
         )
     states = json.loads(_dvc("status", "--cloud", "--json") or "{}")
     if absent := sorted(name for name, state in states.items() if state in ("new", "missing")):
-        raise ChargptError(f"not on the remote: {_few(absent)}; run: dvc push")
+        raise ChargptError(f"not on the remote: {', '.join(absent[:5])}; run: dvc push")
     try:
         register(".", ARTIFACT, "HEAD", version=version, message=message or f"{ARTIFACT} {version}")
     except GTOException as error:
@@ -59,7 +59,3 @@ def _dvc(*arguments: str) -> str:
     if done.returncode:
         raise ChargptError(f"dvc {' '.join(arguments)}: {reason(done.stderr, done.returncode)}; run: chargpt check")
     return done.stdout
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -40,11 +40,15 @@ def _default_remote() -> tuple[str | None, str]:
 
 
 def relative_remote() -> str | None:
-    """The name of the default remote if its path is relative, or None."""
+    """A line about the default remote if its path is relative, or None."""
     from dvc.config_schema import RelPath
 
     name, url = _default_remote()
-    return name if isinstance(url, RelPath) else None
+    line = (
+        f"the DVC remote {name} has a relative path, which means another directory in each clone; run:"
+        f" dvc remote modify {name} url {Path.cwd() / 'store'} (or another absolute path)"
+    )
+    return line if isinstance(url, RelPath) else None
 
 
 def private_remote() -> Path | None:

@@ -1,7 +1,4 @@
-"""The outermost ring of the code: everything that deals with people, git, DVC, signals and the terminal.
-
-Only the runner `stages/__main__.py` and the entry point `chargpt/__main__.py` import it.
-"""
+"""How a process behaves: errors in one line, signals, progress, threads and torchrun."""
 
 import os
 

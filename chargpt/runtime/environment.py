@@ -56,11 +56,8 @@ def limit_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> None:
 
 
 def _cpu_quota(cgroup: Path) -> float | None:
-    """The CPUs that a container may use, in version 2 or 1 of Linux's control groups; None without a limit."""
+    """The CPUs that a container may use, in version 2 of Linux's control groups; None without a limit."""
     with suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = map(float, (cgroup / "cpu.max").read_text().split())
         return quota / period
-    with suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = (float((cgroup / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return quota / period if quota > 0 else None
     return None

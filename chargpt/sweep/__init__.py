@@ -4,9 +4,8 @@ from chargpt.errors import ChargptError
 
 try:
     import optuna
-    import submitit
+    import submitit  # noqa: F401
 except ImportError as error:
     raise ChargptError(f"{error.name} is not installed; run: pip install -c constraints.txt -e '.[sweep]'") from None
 
-__all__ = ["optuna", "submitit"]
 optuna.logging.set_verbosity(optuna.logging.ERROR)

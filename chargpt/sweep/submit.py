@@ -18,7 +18,7 @@ from submitit.helpers import Checkpointable
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
 from chargpt.paths import METRICS
-from chargpt.project.git import git, remedy, untracked_code
+from chargpt.project.git import git, untracked_code
 from chargpt.project.outputs import require_clone
 from chargpt.project.remotes import cache_folder, relative_remote
 from chargpt.runtime.exits import Terminated, one_line
@@ -62,16 +62,10 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
     listed = git("ls-remote", ORIGIN, pattern) + git("for-each-ref", pattern)
     if taken := re.search(rf"(?m)/({plan.name}-\d+)$", listed):
         yield f"{ORIGIN} or this project already has an experiment {taken[1]}; give the sweep another name"
-    if names := untracked_code():
-        yield f"{', '.join(names)}: not tracked by git, so no trial would have it; {remedy(names)}"
     changed = git("diff", "--name-only", "--relative", "-z", "HEAD").split("\0")[:-1]
     if names := [name for name in changed if Path(name).resolve() != Path(path).resolve()]:
         yield f'{", ".join(names)}: not committed, so no trial would have the changes; run: git commit -a -m "..."'
-    if remote := relative_remote():
-        yield (
-            f"the DVC remote {remote} has a relative path, which means another directory in each clone; run:"
-            f" dvc remote modify {remote} url {Path.cwd() / 'store'} (or another absolute path)"
-        )
+    yield from filter(None, (untracked_code(), relative_remote()))
 
 
 def prepare(path: str | Path) -> Sweep:

@@ -53,7 +53,7 @@ def test_check_names_changed_configuration_and_relative_remotes(repo: Path, run:
     pipeline.write_text(text)
     run("dvc", "remote", "add", "-d", "--local", "near", "../near")
     said = error(run("chargpt", "check", check=False))
-    assert "the remote near has a relative path" in said
+    assert "the DVC remote near has a relative path" in said
     run("bash", "-ec", said.split("run: ")[1].split(" (or")[0].replace(" url ", " --local url "))
     assert run("chargpt", "check").stdout == "all in order; up to date\n"
     (repo / ".dvc/config.local").unlink()
@@ -150,7 +150,7 @@ def test_check_prints_one_line_per_problem(repo: Path, run: Run) -> None:
     assert said[0].startswith("problem: params.yaml: key seed is missing")
     assert said[2] == "problem: params.yaml: unknown key sede: did you mean seed?"
     assert r"chargpt/a\x1b[31m\nproblem: b.py: not tracked by git" in said[3]
-    assert said[4] == "error: found 4 problems; fix them and run: chargpt check"
+    assert said[4] == "error: problems found; fix them and run: chargpt check"
 
 
 def test_an_experiment_with_untracked_code_is_refused(repo: Path, run: Run) -> None:
@@ -158,7 +158,7 @@ def test_an_experiment_with_untracked_code_is_refused(repo: Path, run: Run) -> N
     for how in (["--temp"], []):
         done = run("dvc", "exp", "run", *how, "-S", "temperature=0.5", check=False)
         assert done.returncode != 0
-        assert "error: chargpt/later.py: not tracked by git, so not part of the experiment; run: git add" in done.stderr
+        assert "error: chargpt/later.py: not tracked by git, so experiments lack it; run: git add" in done.stderr
         undo(run)
     run("git", "add", "chargpt/later.py")
     run("dvc", "exp", "run", "--temp", "-n", "added", "-S", "temperature=0.5")

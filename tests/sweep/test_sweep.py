@@ -420,7 +420,7 @@ def test_what_would_make_every_trial_fail_is_refused(small: Project) -> None:
 
     (small.home / "chargpt").mkdir()
     (small.home / "chargpt/new.py").write_text("")
-    assert refused().startswith("error: chargpt/new.py: not tracked by git, so no trial would have it; ")
+    assert refused().startswith("error: chargpt/new.py: not tracked by git, so experiments lack it; ")
     (small.home / "chargpt/new.py").unlink()
     set_value(small.home / "params.yaml", lr=0.02)
     assert refused() == (
