@@ -30,6 +30,7 @@ NOT_HERE += r"|chargpt (sweep|trial)|mutmut |ssh |ray |sky "
 # run in an order of their own by tests/project/test_versions.py and test_remotes.py
 ELSEWHERE = {"docs/versions.md"}
 RUN = [page for page in PAGES if blocks(page) and page not in ELSEWHERE]
+QUICK = {"README.md", "MIGRATION.md", "CONTRIBUTING.md", "docs/interruptions.md", "docs/troubleshooting.md"}
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def prepare(page: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[] if page in QUICK else pytest.mark.slow) for page in RUN])
 def test_a_page_runs_as_printed(page: str, copy: Path) -> None:
     variables = prepare(page, copy)
     commands = printed(page)

@@ -153,6 +153,7 @@ def test_check_prints_one_line_per_problem(repo: Path, run: Run) -> None:
     assert said[4] == "error: problems found; fix them and run: chargpt check"
 
 
+@pytest.mark.slow
 def test_an_experiment_with_untracked_code_is_refused(repo: Path, run: Run) -> None:
     (repo / "chargpt/later.py").write_text("")
     for how in (["--temp"], []):

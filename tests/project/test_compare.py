@@ -20,6 +20,7 @@ def metrics(repo: Path, run: Run) -> Iterator[Path]:
     undo(run)
 
 
+@pytest.mark.slow
 def test_gate_compares_with_another_revision(run: Run, metrics: Path) -> None:
     figures = json.loads(metrics.read_text())
     assert "worse" in error(run("chargpt", "gate", check=False))  # nothing changed since HEAD: the commit before it

@@ -34,6 +34,7 @@ def status(run: Run) -> dict[str, str]:
     return {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] != "Worker"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_queue_of_four_on_two_workers(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     before = (repo / "artifacts/model.safetensors").read_bytes()

@@ -12,6 +12,7 @@ from tests.project import error
 pytestmark = pytest.mark.system
 
 
+@pytest.mark.slow
 def test_release_refuses_an_incomplete_version(repo: Path, run: Run) -> None:
     def refused(*arguments: str) -> str:
         done = run("chargpt", "release", *arguments, check=False)

@@ -145,6 +145,7 @@ def default_store(environment: dict[str, str]) -> Path:
     return Path(environment["HOME"]) / ".local/share/chargpt/store"
 
 
+@pytest.mark.slow
 def test_default_remote(
     repo: Path, run: Run, environment: dict[str, str], reproduced: dict[str, str], tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_version_travels(repo: Path, bare: Path, shell: Shell, tmp_path: Path)
     assert (tmp_path / "same.safetensors").read_bytes() == model
 
 
+@pytest.mark.slow
 def test_the_job_for_continuous_integration(repo: Path, bare: Path, run: Run, shell: Shell, tmp_path: Path) -> None:
     (job,) = YAML(typ="safe").load(blocks("docs/versions.md", "Continuous integration", "yaml")[0])["jobs"].values()
     steps = [step["run"] for step in job["steps"] if "run" in step]

@@ -130,6 +130,7 @@ def test_stages_that_do_not_load_torch(name: str, run: Run) -> None:
     undo(run)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_clone_without_tags_gives_the_same_page(repo: Path, run: Run, tmp_path: Path) -> None:
     """The page of the pipeline depends on its inputs alone; `chargpt report` compares, in a file of its own."""

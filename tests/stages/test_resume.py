@@ -142,7 +142,9 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(repo: Path, start: St
     assert hashes(repo) == reference
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGUSR1))]
+)
 def test_a_signal_saves_and_says_so(repo: Path, start: Start, reference: dict[str, str], number: int) -> None:
     process = start(CHARGPT_SAVE_EVERY_S="1000")
     wait_for_training(repo)
@@ -177,6 +179,7 @@ def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
     assert trained(repo).items() <= reference.items()
 
 
+@pytest.mark.slow
 def test_an_orphan_while_torch_loads_saves_and_ends(repo: Path, start: Start, reference: dict[str, str]) -> None:
     process = start(CHARGPT_SAVE_EVERY_S="1000")
     wait_for(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
@@ -188,6 +191,7 @@ def test_an_orphan_while_torch_loads_saves_and_ends(repo: Path, start: Start, re
     assert trained(repo).items() <= reference.items()
 
 
+@pytest.mark.slow
 def test_orphans_of_torchrun_save_and_end(repo: Path, start: Start, reference: dict[str, str]) -> None:
     """DVC dies before torchrun has started the processes that train, so that none of them ever had it as ancestor."""
     params = (repo / "params.yaml").read_text()
@@ -207,6 +211,7 @@ def test_orphans_of_torchrun_save_and_end(repo: Path, start: Start, reference: d
         (repo / "params.yaml").write_text(params)
 
 
+@pytest.mark.slow
 def test_impatient_signals_do_not_disturb_the_ending(repo: Path, start: Start, reference: dict[str, str]) -> None:
     process = start(CHARGPT_SAVE_EVERY_S="1000")
     wait_for_training(repo)
@@ -232,6 +237,7 @@ def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, refer
     assert trained(repo).items() <= reference.items()
 
 
+@pytest.mark.slow
 def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str, str]) -> None:
     kill_after_a_save(repo, start)
     status, output = finish(start(CHARGPT_FRESH="1"))
@@ -243,8 +249,8 @@ def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str,
     ("name", "old", "new", "message"),
     [
         ("params.yaml", "lr: ", "lr: 0.0123 # ", "parameter lr"),
-        ("chargpt/model/gpt.py", '"""', '"""Edited. ', "chargpt/model/gpt.py"),
-        ("artifacts/vocab.json", "\n", " \n", "artifacts/vocab.json"),
+        pytest.param("chargpt/model/gpt.py", '"""', '"""Edited. ', "chargpt/model/gpt.py", marks=pytest.mark.slow),
+        pytest.param("artifacts/vocab.json", "\n", " \n", "artifacts/vocab.json", marks=pytest.mark.slow),
     ],
 )
 def test_an_edit_while_training_fails_the_stage(
@@ -266,6 +272,7 @@ def test_an_edit_while_training_fails_the_stage(
     assert trained(repo).items() <= reference.items()
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_starts_afresh(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
     kill_after_a_save(repo, start)
     status, output = finish(start("dvc", "exp", "run", "-S", "lr=0.02"))
@@ -276,6 +283,7 @@ def test_a_changed_parameter_starts_afresh(repo: Path, start: Start, run: Run, r
     assert hashes(repo) == reference
 
 
+@pytest.mark.slow
 def test_a_queued_experiment_resumes(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
     """`--temp` runs in a directory of its own, which is gone after a kill; the state is in the main repository."""
     command = ("dvc", "exp", "run", "--temp", "-C", "data/mine.txt", "-S", "lr=0.02", "-S", "max_iters=500")

@@ -380,6 +380,7 @@ def test_trials_are_experiments_at_home(small: Project, tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.startswith(f"error: {journal}: is damaged"), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_failures_and_pruning(small: Project) -> None:
@@ -457,6 +458,7 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["everything", "worker", "terminal"])
@@ -542,6 +544,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(400)
 def test_slurm_with_a_time_limit_a_cancelled_job_and_a_killed_daemon(project: Project, slurm: Path) -> None:

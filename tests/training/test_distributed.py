@@ -117,6 +117,7 @@ def test_an_uneven_batch_is_refused(prepared: Path) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single: list[list[float]]) -> None:
     text = (prepared / "params.yaml").read_text()
