@@ -76,7 +76,7 @@ class Project:
 def main() -> None:
     trials, steps = (int(word) for word in (sys.argv[1:] or ["8", "500"]))
     folder = Path(tempfile.mkdtemp())
-    text = Path("data/input.txt")
+    text = Path("data/tinyshakespeare.txt")
     if text.exists():  # the verified text, which is not downloaded again
         (folder / "cache").mkdir()
         shutil.copyfile(text, folder / "cache/tinyshakespeare.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -41,7 +42,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         with suppress(OSError):  # some file systems do not permit it
             temporary.chmod(mode)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            shutil.copyfile(temporary, path)  # a single file that is mounted into a container cannot be replaced
     except OSError as error:
         if error.filename in (None, str(temporary)):  # the error of a full disk names no file
             error.filename = str(path)

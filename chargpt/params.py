@@ -60,7 +60,7 @@ class Params(BaseModel):
     dropout: Annotated[float, number(ge=0, lt=1)]
     # training
     init: Literal["scratch", "migrated"]
-    seed: Annotated[int, whole(ge=0, le=2**63 - 1)]
+    seed: Annotated[int, whole(ge=0, le=2**32 - 1)]
     device: Annotated[str, Field(pattern=DEVICE_PATTERN, description=DEVICE_WORDS)]
     dtype: Literal["auto", "float32", "bfloat16"]
     compile: Annotated[bool, Field(description="true or false")]
@@ -101,6 +101,12 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
         GPTConfig(1, params.block_size, params.n_layer, params.n_head, params.n_embd)
     except ChargptError as error:
         raise ChargptError(f"{source}: {error}") from None
+    for key, value in values.items():
+        if isinstance(value, str) and (value == "???" or "${" in value):
+            raise ChargptError(
+                f"{source}: {key} is {show_value(value)}; `dvc exp run` would replace ${{...}} and ???, so no value may"
+                " have them"
+            )
     if params.warmup_iters > params.max_iters:
         raise ChargptError(f"{source}: warmup_iters={params.warmup_iters} must not exceed max_iters={params.max_iters}")
     return params

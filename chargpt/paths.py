@@ -1,6 +1,6 @@
 """Paths of the pipeline's files, from the root of a clone. dvc.yaml names the same ones."""
 
-INPUT = "data/input.txt"  # what the download stage writes
+INPUT = "data/tinyshakespeare.txt"  # what the download stage writes
 TOKENS = "data/tokens.safetensors"
 VOCAB = "artifacts/vocab.json"
 MIGRATED = "artifacts/migrated.safetensors"

@@ -1,4 +1,4 @@
-"""Download Tiny Shakespeare to data/input.txt. If the corpus is another file, data/input.txt is empty."""
+"""Download Tiny Shakespeare to data/tinyshakespeare.txt, which is empty if the corpus is another file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chargpt.files import atomic_write
 from chargpt.paths import INPUT
-from chargpt.text.download import download, is_default_corpus, require_corpus
+from chargpt.text.download import download, is_default_corpus, require_corpus, unused_text
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def main(params: Params, cache: Path | None = None) -> None:
     """Download the text. cache: directory that keeps a verified copy; None keeps no copy."""
     require_corpus(params.corpus)
+    if line := unused_text(params.corpus):
+        print(f"note: {line}", file=sys.stderr)
     if is_default_corpus(params.corpus):
         text = download(cache)
         print(f"download: {len(text)} bytes of Tiny Shakespeare, checksum verified", file=sys.stderr)

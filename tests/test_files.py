@@ -86,6 +86,17 @@ def test_a_file_is_written_where_permissions_cannot_be_set(tmp_path: Path, monke
     assert (tmp_path / "x").read_text() == "whole"
 
 
+def test_a_file_that_is_mounted_is_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a single file in a container, which cannot be replaced."""
+    path = tmp_path / "x"
+    path.write_text("old")
+    busy = OSError(errno.EBUSY, "Device or resource busy")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(busy))
+    inode = path.stat().st_ino
+    write_text(path, "new")
+    assert (path.read_text(), path.stat().st_ino, list(tmp_path.iterdir())) == ("new", inode, [path])
+
+
 def test_an_import_leaves_the_umask_alone() -> None:
     """Another thread of the program would create files that everybody may write."""
     code = "import os; os.umask = None; import chargpt.files, chargpt.tensors"

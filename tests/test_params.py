@@ -79,7 +79,7 @@ LIMITS: list[tuple[str, list[Any], list[Any]]] = [
     ("n_layer", [1, 1000], [0, 1001]),
     *[(key, [1, 1_000_000], [0, 1_000_001]) for key in ("n_head", "n_embd", "block_size", "batch_size", "max_epochs")],
     ("dropout", [0, 0.999], [-0.001, 1]),
-    ("seed", [0, 2**63 - 1], [-1, 2**63, 1.0]),
+    ("seed", [0, 2**32 - 1], [-1, 2**32, 1.0]),
     *[(key, [1, 1_000_000_000], [0, 1_000_000_001]) for key in ("max_iters", "eval_interval")],
     ("lr", [1e-12, 1, 10], [0, 10.01]),
     ("warmup_iters", [0, 1_000_000_000], [-1, 1_000_000_001]),
@@ -230,3 +230,10 @@ def test_documented_launch_commands_are_accepted(tmp_path: Path, launch: str) ->
 def test_launch_cannot_name_other_programs_or_machines(tmp_path: Path, launch: str) -> None:
     with pytest.raises(ChargptError, match=r"launch is .*; it must be python, or torchrun --standalone --nproc"):
         load_params(write_params(tmp_path / "params.yaml", launch=launch))
+
+
+@pytest.mark.parametrize("text", ["echo ${n_layer}", "${oc.env:HOME}", "???"])
+def test_texts_that_dvc_would_replace_are_refused(text: str) -> None:
+    """In `dvc exp run -S`, OmegaConf does (treeverse/dvc#11018)."""
+    with pytest.raises(ChargptError, match=r"params.yaml: prompt is '.*'; `dvc exp run` would replace"):
+        check_params(values(prompt=text))

@@ -25,7 +25,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest character; 1: as learned.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest characters only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest that add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same text.")] = None,
     model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="File to write instead, once the text is complete.")] = None,

@@ -79,7 +79,7 @@ def export(
     """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
     refuse_own(output, model)
     kind = output.suffix.lower()
-    if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*|-", kind or output.name):
+    if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*", kind):
         raise ChargptError(
             f"--output {output}: no such format; choose a name that ends in {', '.join(EXPORTS)}, or a directory"
         )

@@ -11,6 +11,7 @@ from chargpt.errors import ChargptError
 
 # nats per character: a rise of the validation loss, and a distance to the training loss, that count as overfitting
 RISE, GAP = 0.01, 0.4
+UNSEEN = 0.01  # share of the validation characters: more, and the text is not the same throughout
 MAX_DRAWN = 1e30  # larger values overflow the axes of a chart
 
 
@@ -72,14 +73,31 @@ def read_curve(path: str | Path) -> list[Row]:
         raise ChargptError(f"{path}: not a training curve; run: dvc repro -f train") from None
 
 
-def overfitting(rows: Sequence[Row]) -> str:
-    """What the curve of a finished run says about overfitting, and what to change; empty if it says nothing.
+def diagnosis(rows: Sequence[Row], unseen: float) -> str:
+    """What the curve of a finished run says about divergence and overfitting, and what to change; empty if nothing.
 
-    rows: one or more, in the order of their steps.
+    rows: one or more, in the order of their steps. unseen: the share of the validation characters that do not occur in
+    the training part, from 0 to 1.
     """
     last, best = rows[-1], min(rows, key=lambda row: row.val_loss)
     gap = last.val_loss - last.train_loss
-    if last.val_loss > best.val_loss + RISE:
+    rose = last.val_loss > best.val_loss + RISE
+    if rose and last.train_loss > best.train_loss + RISE:
+        return (
+            f"training diverged: after step {best.step}, the training loss rose from {best.train_loss:.4f} to"
+            f" {last.train_loss:.4f}; lower the learning rate (-S lr={max(row.lr for row in rows) / 3:.2g})"
+        )
+    if (rose or gap > GAP) and unseen > UNSEEN:
+        return (
+            f"the end of the text, which is for validation, differs from its beginning: {unseen:.0%} of its characters"
+            " do not occur before; shuffle the parts of the text"
+        )
+    if rose and best.step == 0:
+        return (
+            f"the validation loss rose from the first step on, and the training loss fell to {last.train_loss:.4f}: the"
+            " end of the text, which is for validation, differs from its beginning; shuffle the parts of the text"
+        )
+    if rose:
         return (
             f"the model overfits: the validation loss rose from {best.val_loss:.4f} at step {best.step} to"
             f" {last.val_loss:.4f}; try -S max_iters={max(best.step, rows[1].step // 2)},"

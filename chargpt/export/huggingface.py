@@ -19,7 +19,7 @@ from chargpt.text.vocab import Vocab
 VLLM_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # units; cpu_attn.py of vLLM 0.32
 ONNX = "onnx/model.onnx"  # where transformers.js looks for it
 NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-FILES = NEEDED | {ONNX, "README.md"}
+FILES = NEEDED | {ONNX, "README.md", "generation_config.json"}
 
 
 def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | None = None) -> str:
@@ -45,7 +45,14 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
         # CTranslate2 needs names for these three
         names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        # without token_type_ids, which GPT-2 would add to the embeddings; padding on the left, so that every prompt of
+        # a batch is continued where it ends
+        about |= {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": config["n_positions"]}
+        about |= {"pad_token": special[2], "padding_side": "left"}
         write_json(folder / "tokenizer_config.json", about | names)
+        # no more characters than there are positions, whatever a pipeline's default is
+        sampling = {"do_sample": True, "temperature": 0.8, "max_length": config["n_positions"]}
+        write_json(folder / "generation_config.json", sampling | {"pad_token_id": len(model.vocab) + 2})
         write_text(folder / "README.md", model_card(model, metrics or {}, config["n_embd"]))
         if fits(tensors):
             write_onnx(gpt2_graph(tensors, config), folder / ONNX)
@@ -64,9 +71,9 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
 
 
 def _names(folder: Path) -> set[str]:
-    """All files and links below a directory, without hidden ones."""
-    paths = [path for path in folder.rglob("[!.]*") if path.is_symlink() or not path.is_dir()]
-    return {path.relative_to(folder).as_posix() for path in paths}
+    """All files and links below a directory, without hidden ones and those in hidden directories."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
 
 
 def tokenizer(vocab: Vocab) -> dict[str, Any]:

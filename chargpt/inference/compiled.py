@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 import numba
 from numba.core import caching, event, serialize
 
+from chargpt.errors import ChargptError
+
+if numba.config.DISABLE_JIT:
+    raise ChargptError("NUMBA_DISABLE_JIT is set, and the generator must be compiled; run: unset NUMBA_DISABLE_JIT")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # What the compiler may do so that sums and products run in vector registers: change their order, and join a product and

@@ -60,14 +60,14 @@ AS_LEARNED = Sampling()
 class Random:
     """Uniform random numbers: exactly those of torch's generator on a CPU with the same seed, without loading torch.
 
-    seed: at least 0, of which the lowest 32 bits count; None for a different one each time. Raises ChargptError for
-    others.
+    seed: from 0 to 2**32 - 1, which are the seeds of that generator; None for a different one each time. Raises
+    ChargptError for others.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and (not isinstance(seed, Integral) or seed < 0):
-            raise ChargptError(f"seed is {seed!r}; it must be a whole number of at least 0, or None")
-        self._state = np.random.RandomState(None if seed is None else seed & 0xFFFFFFFF)
+        if seed is not None and (not isinstance(seed, Integral) or not 0 <= seed < 2**32):
+            raise ChargptError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295, or None")
+        self._state = np.random.RandomState(None if seed is None else int(seed))
 
     def integers(self, count: int) -> NDArray[np.uint64]:
         """(count,) uint64, all values equally likely."""
@@ -80,7 +80,7 @@ class Random:
 
     def split(self, count: int) -> list[Random]:
         """Generators for the rows of a batch: the text of a row then does not depend on the number of rows."""
-        return [Random(int(seed) % (2**63 - 1)) for seed in self.integers(count)]
+        return [Random(int(seed) % (2**63 - 1) % 2**32) for seed in self.integers(count)]
 
 
 def generate(

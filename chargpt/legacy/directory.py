@@ -24,6 +24,8 @@ UNKNOWN = "not a parameter of this model; move it out of the directory"
 MAX_REPORTED = 20  # problems named in one report; the others are only counted
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
+PREFIX = re.compile(r"^(_orig_mod\.|module\.)+")  # of torch.compile and DistributedDataParallel
+BUFFER = re.compile(r"blocks\.\d+\.sa\.heads\.\d+\.tril")  # the causal mask, which a state_dict holds too
 PARAMETER = re.compile(r"^(?:h\.(\d+)\.)?(.*)\.(weight|bias)$")  # of `GPT`: layer, module, kind
 RENAMED = {"wte": "token_embedding_table", "wpe": "position_embedding_table", "ln_1": "ln1", "ln_2": "ln2"}
 RENAMED |= {"attn.c_proj": "sa.proj", "mlp.c_fc": "ffwd.net.0", "mlp.c_proj": "ffwd.net.2"}
@@ -118,7 +120,9 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
         elif entry.suffix != ".txt":
             problems.append(f"{printable(entry)}: {UNKNOWN}")
         else:
-            files[entry.stem] = entry
+            name = PREFIX.sub("", entry.stem)
+            if not BUFFER.fullmatch(name):
+                files[name] = entry
     if not files and not problems:
         raise ChargptError(f"{folder}: no .txt files; give a directory with one per parameter")
     return files

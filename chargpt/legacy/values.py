@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from pathlib import Path
@@ -23,7 +24,7 @@ Array = NDArray[np.float32]
 def read_shape(path: Path) -> tuple[int, ...]:
     """The shape in the first line of a file. Raises ChargptError if the line holds anything else."""
     with path.open("rb") as file:
-        line = file.readline(MAX_SHAPE_LINE).strip()
+        line = file.readline(MAX_SHAPE_LINE).removeprefix(codecs.BOM_UTF8).strip()  # PowerShell writes one
     match = SHAPE.fullmatch(line)
     if not match:
         expected = "expected a shape like `# shape: [65, 64]`"
@@ -58,8 +59,11 @@ def read_values(path: Path, shape: tuple[int, ...]) -> Array:
             last = chunk.rpartition(b"\n")[2].split()
     if found < count:
         raise ChargptError(f"{path}: {found} values, expected {count} for shape {list(shape)}: truncated; {AGAIN}")
-    if last and float(last[-1]) != float(values[-1]):  # a complete number is exactly a float32, a truncated one is not
-        raise ChargptError(f"{path}: the last value, {escape(last[-1].decode(), 40)}, is cut off: truncated; {AGAIN}")
+    if last:
+        shown = escape(last[-1].decode(), 40)
+        raise ChargptError(
+            f"{path}: no line end after the last value, {shown}, which may be cut off; {AGAIN}, or add it"
+        )
     return values.reshape(shape)
 
 

@@ -17,7 +17,7 @@ from chargpt.project.outputs import require_clone
 from chargpt.project.params_file import load_params
 from chargpt.project.remotes import dvc_repository, relative_remote
 from chargpt.text.corpus import read_text
-from chargpt.text.download import require_corpus
+from chargpt.text.download import require_corpus, unused_text
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -119,8 +119,7 @@ def changed_stages() -> list[str]:
 
 def notes() -> Iterator[str]:
     """Yield a line for each thing that is not a problem, but that the user may not know."""
-    if line := lock.note():
-        yield line
+    yield from filter(None, (lock.note(), unused_text(load_params().corpus)))
     if names := git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION).split("\0")[:-1]:
         changed = " ".join(escape(name) for name in names)
         yield f"Changed since the last commit: {changed}. To discard the changes, run: git checkout HEAD -- {changed}"

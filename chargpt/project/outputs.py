@@ -33,6 +33,11 @@ def refuse_own(output: Path | None, *inputs: Path | None) -> None:
     if output is None:
         return
     target = Path(os.path.realpath(output))
+    special = target.exists() and not target.is_file() and not target.is_dir()
+    if special or str(output) == "-" or output.is_relative_to("/dev"):
+        raise ChargptError(f"--output {output} is not a file; leave --output out, or give the path of a file")
+    if output.is_symlink() and not target.is_dir():
+        raise ChargptError(f"--output {output} is a symbolic link; links are not replaced: use --output {target}")
     if any(path and os.path.realpath(path) == str(target) for path in inputs):
         raise ChargptError(f"--output {output} is an input of this command and would replace it; give another path")
     for name in sorted(_own_files()) if Path("dvc.yaml").exists() else ():

@@ -28,6 +28,7 @@ POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
 PUSHES = 6  # attempts; git refuses a push while another one changes the same references
 ORIGIN = "origin"  # the git remote
 CHECKPOINTS = ".dvc/tmp/chargpt"  # of trainings, in a clone
+LOCAL = ".dvc/config.local"
 ERROR = "error"  # attribute of a trial: why it failed
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -78,7 +79,11 @@ def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
         shutil.rmtree(folder)
     _run(["git", "clone", "--quiet", str(sweep.home), str(folder)], sweep.folder, log)
     _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
+    if (settings := sweep.home / LOCAL).is_file():  # remotes and keys of this user
+        shutil.copy(settings, folder / LOCAL)
     _run([*DVC, "cache", "dir", "--local", sweep.cache], folder, log)
+    if kept := git("ls-files", "-z", "*.dvc", folder=folder).split("\0")[:-1]:  # by `dvc add`, as a large text
+        _run([*DVC, "checkout", "--allow-missing", *kept], folder, log)
     (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
     (folder / CHECKPOINTS).symlink_to(checkpoints)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def read_text(path: str | Path) -> Iterator[str]:
     with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
         try:
             while text := file.read(CHUNK):
+                if "\0" in text:
+                    raise ChargptError(
+                        f"{path}: holds NUL characters, so it is not a UTF-8 text; if it is UTF-16, for example, run:"
+                        f" iconv -f UTF-16LE -t UTF-8 {shlex.quote(str(path))} > utf8.txt"
+                    )
                 yield text
         except UnicodeDecodeError as error:  # its object is what was last read, after what was already decoded
             at = raw.tell() - len(error.object) + error.start

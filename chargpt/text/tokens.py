@@ -63,6 +63,15 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
     return arrays[0], arrays[1]
 
 
+def unseen_share(train_ids: Ids, val_ids: Ids, vocab_size: int) -> float:
+    """The share of the validation characters that do not occur in the training part, from 0 to 1."""
+    train, val = np.zeros((2, vocab_size), np.int64)
+    for counts, ids in ((train, train_ids), (val, val_ids)):
+        for start in range(0, len(ids), SHUFFLED):  # piece by piece, because the ids may be larger than memory
+            counts += np.bincount(ids[start : start + SHUFFLED], minlength=vocab_size)
+    return float(val[train == 0].sum() / val.sum())
+
+
 def epoch_parts(characters: int, block_size: int) -> tuple[int, int]:
     """The parts of an epoch, and the windows of each part, for a text of so many characters.
 

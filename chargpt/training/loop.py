@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
-from chargpt.evaluation.curve import Row, overfitting
+from chargpt.evaluation.curve import Row, diagnosis
 from chargpt.evaluation.loss import evaluate
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Ids, training_batch
+from chargpt.text.tokens import Ids, training_batch, unseen_share
 from chargpt.training.checkpoint import CheckpointStore
 from chargpt.training.events import Event, Log, Report, ShouldStop, Started, Stepped, Stopped, ignore, never
 from chargpt.training.processes import ProcessGroup
@@ -67,7 +67,8 @@ class Trainer:
     def train(self) -> GPT:
         """Run every step that is left. Returns the model with the weights of its lowest validation loss.
 
-        Raises ChargptError if a loss is not finite, and Stopped, after saving, if `should_stop` returns a reason.
+        Raises ChargptError if a loss is not finite or the untrained model remains the best, and Stopped, after it saved
+        a checkpoint, if `should_stop` returns a reason.
         """
         state, schedule, params = self.state, self.schedule, self.params
         self.report(Started(state.step, schedule.max_iters, tuple(state.rows)))
@@ -95,8 +96,11 @@ class Trainer:
             state.step += 1
             state.losses.append(loss.detach())
             self.report(Stepped(state.step, state.losses[-1]))
+        hint = diagnosis(state.rows, unseen_share(self.train_ids, self.val_ids, self.model.config.vocab_size))
+        if hint and params.init == "scratch" and state.best_loss == state.rows[0].val_loss:
+            raise ChargptError(f"no model was written, because none is better than the untrained one: {hint}")
         self.log(f"done; kept the weights with the lowest validation loss, {state.best_loss:.4f}")
-        if hint := overfitting(state.rows):
+        if hint:
             self.log(hint)
         self.model.load_state_dict(state.best)
         return self.model.eval()

@@ -64,6 +64,7 @@ def link_requirements(wheel: Path, packages: Path) -> None:
                 (packages / top).symlink_to(found.locate_file(top))
 
 
+@pytest.mark.slow
 def test_the_wheel_works_alone(wheel: Path, tmp_path: Path, model: GPT, vocab: Vocab) -> None:
     """In an empty environment and an empty directory, with nothing of this checkout on any path."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}

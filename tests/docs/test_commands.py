@@ -30,7 +30,7 @@ NOT_HERE += r"|chargpt (sweep|trial)|mutmut |ssh |ray |sky "
 # run in an order of their own by tests/project/test_versions.py and test_remotes.py
 ELSEWHERE = {"docs/versions.md"}
 RUN = [page for page in PAGES if blocks(page) and page not in ELSEWHERE]
-QUICK = {"README.md", "MIGRATION.md", "CONTRIBUTING.md", "docs/interruptions.md", "docs/troubleshooting.md"}
+QUICK = {"README.md", "CONTRIBUTING.md", "docs/interruptions.md", "docs/troubleshooting.md"}
 
 
 @pytest.fixture
@@ -108,6 +108,7 @@ def test_a_page_runs_as_printed(page: str, copy: Path) -> None:
         shell(f"{sys.executable} - <<'END'\n{here(block)}\nEND", copy)
 
 
+@pytest.mark.slow
 def test_a_rerun_leaves_git_clean(copy: Path) -> None:
     """As the page on reproducibility says."""
     repeat, status = blocks("docs/reproducibility.md")[0].splitlines()

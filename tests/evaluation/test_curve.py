@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.evaluation.curve import Curve, Row, overfitting, read_curve
+from chargpt.evaluation.curve import Curve, Row, diagnosis, read_curve
 
 
 def test_the_curve_is_not_written_through_a_link(tmp_path: Path) -> None:
@@ -38,6 +38,10 @@ def test_row_prints_as_tsv() -> None:
     assert str(Row(10, 1 / 3, 200, 1e-5 / 3)) == "10\t0.333333\t200.000000\t3.3333333e-06\n"
 
 
+def curve(losses: list[tuple[float, float]]) -> list[Row]:
+    return [Row(100 * i, train, val, 0.1) for i, (train, val) in enumerate(losses)]
+
+
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
@@ -46,13 +50,35 @@ def test_row_prints_as_tsv() -> None:
         ([(4.0, 4.0), (1.2, 1.5), (1.1, 1.509)], "the training loss is 0.41 below the validation loss; try fewer"),
         ([(4.0, 4.0), (1.2, 1.5), (1.11, 1.509)], ""),
         ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.6105)], "rose from 1.6000 at step 100 to 1.6105; try -S max_iters=100, a"),
-        ([(4.0, 4.0), (2.5, 4.5), (0.3, 6.5)], "rose from 4.0000 at step 0 to 6.5000; try -S max_iters=50, a"),
         ([(4.0, 4.0)], ""),
     ],
 )
 def test_overfitting_is_reported(losses: list[tuple[float, float]], said: str) -> None:
-    text = overfitting([Row(100 * i, train, val, 0.1) for i, (train, val) in enumerate(losses)])
+    text = diagnosis(curve(losses), 0.0)
     assert (said in text and text.startswith("the model overfits: ")) if said else not text
+
+
+@pytest.mark.parametrize(
+    ("losses", "unseen", "said"),
+    [
+        (
+            [(4.0, 4.0), (150.0, 90.0)],
+            0.5,
+            "training diverged: after step 0, the training loss rose from 4.0000 to 150",
+        ),
+        ([(4.0, 4.0), (2.0, 2.0), (3.0, 3.0)], 0.0, "lower the learning rate (-S lr=0.033)"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.0, 1.509)], 0.02, "differs from its beginning: 2% of its characters do not occur"),
+        (
+            [(4.0, 4.0), (2.5, 4.5), (0.3, 6.5)],
+            0.0,
+            "training loss fell to 0.3000: the end of the text, which is for val",
+        ),
+    ],
+)
+def test_divergence_and_a_text_that_changes_are_told_from_overfitting(
+    losses: list[tuple[float, float]], unseen: float, said: str
+) -> None:
+    assert said in diagnosis(curve(losses), unseen)
 
 
 def test_a_row_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

@@ -50,6 +50,23 @@ def test_tokenizer_round_trip_and_pipeline(tmp_path: Path) -> None:
         tokenizer("\u2603")
 
 
+def test_a_pipeline_without_options_and_a_batch_of_unequal_prompts(tmp_path: Path) -> None:
+    export(model_file(random_model(GPTConfig(10, 16, 2, 2, 8)), VOCAB), tmp_path / "hf")
+    (made,) = transformers.pipeline("text-generation", model=str(tmp_path / "hf"))("ab")
+    assert len(made["generated_text"]) == 16
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+
+    def continued(*prompts: str) -> list[str]:
+        batch = tokenizer(list(prompts), padding=True, return_tensors="pt")
+        assert set(batch) == {"input_ids", "attention_mask"}
+        made = model.generate(**batch, do_sample=False, max_new_tokens=8)
+        return list(tokenizer.batch_decode(made, skip_special_tokens=True))
+
+    prompts = ("a", "bc!ab", "ab\n")
+    assert continued(*prompts) == [text for prompt in prompts for text in continued(prompt)]
+
+
 def test_export_reports_head_sizes_that_vllm_refuses(tmp_path: Path) -> None:
     assert export(model_file(random_model(GPTConfig(10, 8, 1, 2, 64)), VOCAB), tmp_path / "a") == ""
     wide = export(model_file(random_model(GPTConfig(10, 8, 1, 4, 8)), VOCAB), tmp_path / "b")
@@ -61,8 +78,11 @@ def test_export_is_reproducible_and_replaces_only_exports(tmp_path: Path) -> Non
     for name in "abb":  # into "b" twice
         export(model_file(model, VOCAB), tmp_path / name)
     names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.*"))
-    assert len(names) == 6
+    assert len(names) == 7
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False) == (names, [], [])
+    (tmp_path / "b/.cache/huggingface").mkdir(parents=True)  # what huggingface_hub leaves there
+    (tmp_path / "b/.cache/huggingface/a.lock").touch()
+    export(model_file(model, VOCAB), tmp_path / "b")
     (tmp_path / "mine").mkdir()
     for name in ("thesis.txt", "config.json"):
         (tmp_path / "mine" / name).touch()
@@ -116,7 +136,7 @@ def test_a_new_export_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.
                 export(model_file(model, VOCAB), output)
         assert not output.exists() or not list(output.iterdir())
         export(model_file(model, VOCAB), output)
-        assert len(list(output.iterdir())) == 6
+        assert len(list(output.iterdir())) == 7
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".chargpt*"))
 
 

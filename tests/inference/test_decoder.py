@@ -224,3 +224,11 @@ def test_compiled_code_is_shared_between_copies_of_the_project(tmp_path: Path) -
     assert total(there, cache) == ""
     assert len(list(cache.glob("numba/chargpt_*"))) == 1
     assert total(there, closed) == COMPILES
+
+
+def test_a_switched_off_compiler_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chargpt", "generate", "--model", "m.safetensors"]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: NUMBA_DISABLE_JIT is set")

@@ -26,11 +26,13 @@ from tests.conftest import choose, model_file, random_model, write_params
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a"])
 def test_invalid_seeds_are_refused(seed: Any) -> None:
-    with pytest.raises(ChargptError, match=f"^seed is {seed!r}; it must be a whole number of at least 0, or None"):
+    with pytest.raises(
+        ChargptError, match=f"^seed is {seed!r}; it must be a whole number from 0 to 4294967295, or None"
+    ):
         Random(seed)
 
 
-@pytest.mark.parametrize("seed", [0, 1337, 2**32 + 5, 2**63 - 1])
+@pytest.mark.parametrize("seed", [0, 1337, 2**32 - 1])
 def test_random_numbers_are_those_of_torch(seed: int) -> None:
     """So the same seed gives the same text as in releases that drew with torch."""
     theirs, ours = torch.Generator().manual_seed(seed), Random(seed)

@@ -94,6 +94,21 @@ def test_the_committed_legacy_model_computes_the_same_function() -> None:
     assert sum(p.stat().st_size for p in (ROOT / "data/legacy").rglob("*")) <= 400_000
 
 
+def test_a_state_dict_that_was_dumped_whole_is_read(tmp_path: Path) -> None:
+    """With the masks of the heads, prefixes of torch's wrappers, and the byte-order marks that PowerShell writes."""
+    model = legacy_model("relu-embedding")
+    expected = read_legacy(save(model, tmp_path / "plain")).tensors
+    folder = save(model, tmp_path / "dumped")
+    for path in list(folder.iterdir()):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        path.rename(folder / f"_orig_mod.module.{path.name}")
+    for head in range(2):
+        (folder / f"_orig_mod.module.blocks.0.sa.heads.{head}.tril.txt").write_text("# shape: [1]\n1.0\n")
+    found = read_legacy(folder).tensors
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -144,7 +159,12 @@ HACK = "# shape: [__import__('os').mkdir('hacked')]"
         (BIAS, lambda p: p.write_bytes(b""), "ln_f.bias.txt: line 1 is '', expected a shape like `# shape"),
         (HEAD, lambda p: p.write_bytes(p.read_bytes()[:500]), "lm_head.weight.txt: .*(truncated|hold)"),
         (BIAS, lambda p: p.write_bytes(p.read_bytes() + b"1.0\n"), "more than the 8 values"),
-        (HEAD, lambda p: p.write_bytes(p.read_bytes()[:-6]), "the last value, .*, is cut off"),
+        (HEAD, lambda p: p.write_bytes(p.read_bytes()[:-1]), "no line end after the last value"),
+        (
+            HEAD,
+            lambda p: p.write_bytes(p.read_bytes()[:-6]),
+            "no line end after the last value, .*, which may be cut off",
+        ),
         *[(BIAS, line(4, text), f"line 4: '{text}' is not one number") for text in ("abc", "1_0", "1.0 2.0")],
         *[(BIAS, line(5, text), f"line 5: the value is {text}: the model") for text in ("nan", "-inf", "1e60")],
         *[(BIAS, line(1, text), "expected a shape like") for text in (HACK, "# shape: [-8]", "# shape: [0]", "1.0")],

@@ -122,7 +122,7 @@ def test_check_names_every_problem(repo: Path, run: Run, environment: dict[str, 
     assert "corpus is 'data/nope.txt', and there is no such file" in said
     assert "legacy_dir is 'data/old', which is not a directory" in said
     undo(run)
-    set_value(params, corpus=f"{repo}/data/../data/input.txt")
+    set_value(params, corpus=f"{repo}/data/../data/tinyshakespeare.txt")
     assert "no such file" not in check(GIT_AUTHOR_NAME=None)  # that one will be downloaded
     undo(run)
     shallow = tmp_path / "shallow"

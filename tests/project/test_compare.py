@@ -56,6 +56,7 @@ def test_gate_compares_with_another_revision(run: Run, metrics: Path) -> None:
     assert "no metrics; run: dvc repro" in error(run("chargpt", "gate", check=False))
 
 
+@pytest.mark.slow
 def test_gate_against_an_experiment(run: Run, metrics: Path) -> None:
     run("dvc", "exp", "run", "--temp", "-n", "slow", "-S", "lr=1e-06")
     assert "val_loss       slow " in run("chargpt", "gate", "--against", "slow").stdout

@@ -65,6 +65,7 @@ def test_a_queue_of_four_on_two_workers(repo: Path, run: Run, environment: dict[
         assert word in table
 
 
+@pytest.mark.slow
 def test_going_back_to_old_parameters_trains_nothing(repo: Path, run: Run) -> None:
     params = repo / "params.yaml"
     text, model = params.read_text(), (repo / "artifacts/model.safetensors").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,18 @@ def test_outputs_beside_a_damaged_pipeline(
     (tmp_path / name).write_text(text)
     with pytest.raises(ChargptError, match=f"^{name}: .*run: git checkout {name}$"):
         refuse_own(Path("new"))
+
+
+def test_links_and_streams_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out.txt").touch()
+    Path("link.txt").symlink_to("out.txt")
+    Path("folder").mkdir()
+    Path("link").symlink_to("folder")
+    with pytest.raises(ChargptError, match=f"link.txt is a symbolic link; .* use --output {tmp_path}/out.txt$"):
+        refuse_own(Path("link.txt"))
+    refuse_own(Path("link"))
+    os.mkfifo("pipe")
+    for name in ("-", "/dev/stdout", "/dev/null", "pipe"):
+        with pytest.raises(ChargptError, match=f"--output {name} is not a file; leave --output out"):
+            refuse_own(Path(name))

@@ -54,6 +54,7 @@ def test_release_refuses_an_incomplete_version(repo: Path, run: Run) -> None:
     assert store.read_text() == text
 
 
+@pytest.mark.slow
 def test_release_makes_a_version(repo: Path, run: Run) -> None:
     run("dvc", "push")
     note, registered = run("chargpt", "release", "1.0.0").stdout.splitlines()

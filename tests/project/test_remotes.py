@@ -56,7 +56,7 @@ def serve(kind: str, folder: Path, environment: dict[str, str], *options: str) -
 
 def outputs(folder: Path) -> dict[str, str]:
     """The sha256 of each file that DVC, not git, keeps."""
-    files = [folder / "data/input.txt", folder / "data/tokens.safetensors", folder / "metrics/report.html"]
+    files = [folder / "data/tinyshakespeare.txt", folder / "data/tokens.safetensors", folder / "metrics/report.html"]
     files += (folder / "metrics").glob("*.tsv")
     files += [path for path in (folder / "artifacts").rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -190,6 +190,7 @@ def test_default_remote(
     assert [path.name for path in default_store(environment).iterdir()] == ["files", "runs"]
 
 
+@pytest.mark.slow
 def test_a_clone_whose_results_nobody_pushed(repo: Path, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     """`dvc repro --pull`, which `chargpt check` names there, then makes the results instead."""
     alone = {"HOME": str(tmp_path / "home")}

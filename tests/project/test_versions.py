@@ -103,6 +103,7 @@ def test_the_other_kinds_of_remote_are_configured_as_printed(repo: Path, shell: 
     shell("git checkout .dvc/config", repo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["-X", "ours"], ["-X", "theirs"]], ids=" ".join)
 def test_merging(repo: Path, run: Run, shell: Shell, options: list[str]) -> None:
     """Each branch trained with another parameter; neither model is that of the merged parameters."""

@@ -47,7 +47,7 @@ def test_repro_twice_gives_the_same_bytes(repo: Path, run: Run) -> None:
 
 
 def test_own_text_needs_no_download(repo: Path, said: str) -> None:
-    assert (repo / "data/input.txt").read_bytes() == b""
+    assert (repo / "data/tinyshakespeare.txt").read_bytes() == b""
     assert "the corpus is data/mine.txt; nothing to download" in said
     assert "migrate: skipped; init is scratch" in said
     lock = YAML(typ="safe").load((repo / "dvc.lock").read_text())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from chargpt.errors import ChargptError
+from chargpt.paths import INPUT
 from chargpt.text import download
 
 TEXT = b"not Shakespeare, but verified\n" * 10
@@ -83,11 +84,24 @@ def test_the_real_mirror() -> None:
 def test_the_users_own_text_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipeline's own text need not be: it is about to be fetched, however its path is written."""
     monkeypatch.chdir(tmp_path)
-    for corpus in ("data/input.txt", "./data/../data/input.txt", str(tmp_path / "data/input.txt")):
+    ours = "data/tinyshakespeare.txt"
+    for corpus in (ours, f"./data/../{ours}", str(tmp_path / ours)):
         assert download.is_default_corpus(corpus)
         download.require_corpus(corpus)
     assert not download.is_default_corpus("mine.txt")
-    with pytest.raises(ChargptError, match=r"corpus is 'mine\.txt', and there is no such file; give an existing path"):
+    with pytest.raises(ChargptError, match=r"corpus is 'mine\.txt', and there is no such file; .* git add mine\.txt"):
         download.require_corpus("mine.txt")
     (tmp_path / "mine.txt").write_text("a")
     download.require_corpus("mine.txt")
+
+
+def test_a_text_at_the_usual_place_is_the_users_and_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    text = tmp_path / "data/input.txt"
+    assert download.unused_text(INPUT) is None
+    text.write_text("mine")
+    assert "to train on it, run: dvc exp run -S corpus=data/input.txt" in (download.unused_text(INPUT) or "")
+    assert download.unused_text("data/input.txt") is None
+    text.write_bytes(b"")  # what the download stage of earlier versions left there
+    assert download.unused_text(INPUT) is None

@@ -15,7 +15,15 @@ from chargpt.errors import ChargptError
 from chargpt.text import corpus as text
 from chargpt.text import tokens as data
 from chargpt.text.corpus import read_text, scan_text
-from chargpt.text.tokens import epoch_parts, evaluation_batches, read_tokens, split_sizes, training_batch, write_tokens
+from chargpt.text.tokens import (
+    epoch_parts,
+    evaluation_batches,
+    read_tokens,
+    split_sizes,
+    training_batch,
+    unseen_share,
+    write_tokens,
+)
 from chargpt.text.vocab import Vocab
 
 
@@ -35,7 +43,7 @@ TEXTS = [
     "ab\ncd" * 9,
     "\u00e9\u2603\U0001f600" * 7,
     "".join(map(chr, range(0x4E00, 0x4E00 + 1000))) * 2,
-    "a\x00\u2028b" * 4,
+    "a\x01\u2028b" * 4,
 ]
 
 
@@ -51,6 +59,20 @@ def test_tokens_and_split_equal_the_legacy_systems(tmp_path: Path, text: str) ->
     assert vocab.decode(train) == text[:n]
     assert vocab.decode(val) == text[n:]
     assert train.dtype == vocab.dtype == (np.uint16 if len(vocab) > 256 else np.uint8)
+
+
+@pytest.mark.parametrize("content", ["a text".encode("utf-16-le"), "a text".encode("utf-32"), b"a.txt" + bytes(100)])
+def test_a_text_in_another_encoding_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = corpus(tmp_path, "")
+    path.write_bytes(content)
+    with pytest.raises(ChargptError, match=r"run: iconv -f UTF-16LE -t UTF-8 |is not UTF-8"):
+        scan_text(path)
+
+
+def test_the_share_of_unseen_characters() -> None:
+    train, val = np.array([0, 1, 1], np.uint8), np.array([1, 2, 3, 0], np.uint8)
+    assert unseen_share(train, val, 5) == 0.5
+    assert unseen_share(val, train, 5) == 0
 
 
 @pytest.mark.parametrize(

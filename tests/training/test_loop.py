@@ -102,7 +102,7 @@ BAD_RATE = {"lr": 1.0, "optimizer": "adamw", "warmup_iters": 0, "final_lr_fracti
 
 def test_the_best_weights_are_kept_and_saved(tmp_path: Path) -> None:
     """With a rate so high that later evaluations are worse; also after a stop behind the lowest loss."""
-    params = params_with(tmp_path, max_iters=5, **BAD_RATE)
+    params = params_with(tmp_path, max_iters=5, init="migrated", **BAD_RATE)
     model, rows = run(params)
     losses = [row.val_loss for row in rows]
     best = losses.index(min(losses))
@@ -366,7 +366,7 @@ def test_dropout_follows_from_seed_step_and_rank(tmp_path: Path, monkeypatch: py
 
     first = loss(1, 0)
     assert loss(1, 0) == first
-    others = [loss(1, step) for step in range(1, 4)] + [loss(seed, 0) for seed in (0, 2, 2**63 - 1)]
+    others = [loss(1, step) for step in range(1, 4)] + [loss(seed, 0) for seed in (0, 2, 2**32 - 1)]
     others += [loss(1, 0, Rank(rank, 2)) for rank in (0, 1)]  # of half the batch
     assert len({first, *others}) == 9
 
@@ -465,3 +465,13 @@ def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "compile: true does not work here" in line and "use -S compile=false" in line
+
+
+def test_an_untrained_model_is_no_result(tmp_path: Path) -> None:
+    """Neither after a divergence nor of a text whose end differs."""
+    with pytest.raises(ChargptError, match=r"no model was written, .*: training diverged: .* lower the learning rate"):
+        start(params_with(tmp_path, lr=10.0, grad_clip=0.0, warmup_iters=0)).train()
+    params = params_with(tmp_path, max_iters=50, eval_interval=50)
+    other = Trainer(new_model(params, 11), TRAIN % 3, TRAIN % 3 + 5, params)
+    with pytest.raises(ChargptError, match=r"no model was written, .* 100% of its characters do not occur before"):
+        other.train()
