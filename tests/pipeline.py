@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 HF_FILES = ["README.md", "config.json", "model.safetensors", "onnx/model.onnx", "tokenizer.json"]
-HF_FILES += ["tokenizer_config.json"]
+HF_FILES += ["generation_config.json", "tokenizer_config.json"]
 
 
 def outputs(stage: str) -> list[str]:
