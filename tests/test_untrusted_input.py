@@ -446,7 +446,7 @@ DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "config too large": (lambda: {"config.json": b"[" + b"1," * 100_000}, "not valid JSON"),
     "rate of 400 digits": (lambda: config_with(learning_rate=10**400), r"lr is 10+\.\.\.0+; it must be a number"),
     "many values": (lambda: weights(WPE, b"# shape: [500000, 2]\n" + b"10\n" * 10**6) | {"config.json": b"{}"}, ""),
-    "values of a thousand digits": (lambda: weights("ln_f.bias", b"# shape: [2]\n" + b"0" * 999 + b"1\n2"), ""),
+    "values of a thousand digits": (lambda: weights("ln_f.bias", b"# shape: [2]\n" + b"0" * 999 + b"1\n2\n"), ""),
     "thousands of layers": (lambda: weights("blocks.1000.ln1.bias", b"# shape: [2]\n1\n2\n"), "not a parameter of"),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from chargpt.errors import ChargptError
 
 # nats per character: a rise of the validation loss, and a distance to the training loss, that count as overfitting
 RISE, GAP = 0.01, 0.4
+WORSE = 0.1  # nats per character above the untrained model: more, and training did harm
 UNSEEN = 0.01  # share of the validation characters: more, and the text is not the same throughout
 MAX_DRAWN = 1e30  # larger values overflow the axes of a chart
 
@@ -92,7 +93,7 @@ def diagnosis(rows: Sequence[Row], unseen: float) -> str:
             f"the end of the text, which is for validation, differs from its beginning: {unseen:.0%} of its characters"
             " do not occur before; shuffle the parts of the text"
         )
-    if rose and best.step == 0:
+    if rose and best.step == 0 and last.train_loss < rows[0].train_loss - WORSE:
         return (
             f"the validation loss rose from the first step on, and the training loss fell to {last.train_loss:.4f}: the"
             " end of the text, which is for validation, differs from its beginning; shuffle the parts of the text"

@@ -27,9 +27,9 @@ def read_text(path: str | Path) -> Iterator[str]:
     with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
         try:
             while text := file.read(CHUNK):
-                if "\0" in text:
+                if text.count("\0") > len(text) // 100:
                     raise ChargptError(
-                        f"{path}: holds NUL characters, so it is not a UTF-8 text; if it is UTF-16, for example, run:"
+                        f"{path}: many NUL characters, so it is not a UTF-8 text; if it is UTF-16, for example, run:"
                         f" iconv -f UTF-16LE -t UTF-8 {shlex.quote(str(path))} > utf8.txt"
                     )
                 yield text

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from chargpt.device import pick_device, pick_dtype
 from chargpt.errors import ChargptError
-from chargpt.evaluation.curve import Row, diagnosis
+from chargpt.evaluation.curve import WORSE, Row, diagnosis
 from chargpt.evaluation.loss import evaluate
 from chargpt.model.gpt import GPT
 from chargpt.text.tokens import Ids, training_batch, unseen_share
@@ -97,7 +97,8 @@ class Trainer:
             state.losses.append(loss.detach())
             self.report(Stepped(state.step, state.losses[-1]))
         hint = diagnosis(state.rows, unseen_share(self.train_ids, self.val_ids, self.model.config.vocab_size))
-        if hint and params.init == "scratch" and state.best_loss == state.rows[0].val_loss:
+        harmed = state.best_loss == state.rows[0].val_loss < state.rows[-1].val_loss - WORSE
+        if harmed and params.init == "scratch":
             raise ChargptError(f"no model was written, because none is better than the untrained one: {hint}")
         self.log(f"done; kept the weights with the lowest validation loss, {state.best_loss:.4f}")
         if hint:
