@@ -44,13 +44,13 @@ def main(
     checkpoints of all runs; None saves none. reread: reads params.yaml again. saving: options of `CheckpointStore`.
     """
     with ProcessGroup(pick_device(params.device), rank) as group, Curve(CURVE) as curve:
-        given = read_inputs(params, group, deps or {})
+        before = read_inputs(params, group, deps or {})
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
         source = read_source(params, vocab)
         known = known_share(train_ids, vocab, source.vocab) if source else 0.0
         chosen = resolve(params, len(train_ids), known, source.config if source else None)
-        inputs = given | read_inputs(chosen, group, {})
+        inputs = before | read_inputs(chosen, group, {})
         store = CheckpointStore(checkpoints, inputs, report=report, **saving) if checkpoints else None
 
         def record(event: Event) -> None:
@@ -60,9 +60,10 @@ def main(
 
         with store.locked() if store and group.rank == 0 else nullcontext():
             group.wait()  # until rank 0 has the lock
-            found = ", ".join(f"{key}={value}" for key, value in chosen if getattr(params, key) == "auto")
+            given, decided = training_values(params), training_values(chosen)
+            found = [f"{key}={value}" for key, value in decided.items() if value != given[key]]
             if found and group.rank == 0:
-                report(Log(f"auto: {found}"))
+                report(Log(f"auto: {', '.join(found)}"))
             source = None if chosen.init == "scratch" else source
             start = continued_model(source, chosen, vocab) if source else new_model(chosen, len(vocab))
             trainer = Trainer(
@@ -70,8 +71,8 @@ def main(
             )
             model = trainer.train()
             if group.rank == 0:
-                check_unchanged(given, read_inputs(reread() if reread else params, group, deps or {}))
-                save_model(MODEL, model, vocab, training_values(chosen))
+                check_unchanged(before, read_inputs(reread() if reread else params, group, deps or {}))
+                save_model(MODEL, model, vocab, decided)
                 if store:
                     store.remove()
 
