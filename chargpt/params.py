@@ -59,6 +59,7 @@ class Params(BaseModel):
     # data
     corpus: FilePath
     val_fraction: Annotated[float, number(gt=0, lt=1)]
+    documents: Literal["whole", "lines", "paragraphs"]
     legacy_dir: FilePath
     dialect: Literal["auto", Dialect]
     # model

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,11 @@ Layout = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # name -> dtype an
 
 
 def write_arrays(
-    path: str | Path, dtype: np.dtype[Any], sizes: Mapping[str, int], chunks: Iterable[NDArray[Any]]
+    path: str | Path,
+    dtype: np.dtype[Any],
+    sizes: Mapping[str, int],
+    chunks: Iterable[NDArray[Any]],
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write 1-D arrays of one dtype (uint8, uint16 or uint32) to a .safetensors file without holding them in memory.
 
@@ -33,7 +38,7 @@ def write_arrays(
     Raises ChargptError if the chunks have more or fewer elements than `sizes` says.
     """
     layout = {name: (dtype, (size,)) for name, size in sizes.items()}
-    _write(path, {}, layout, (chunk.astype(dtype, copy=False) for chunk in chunks))
+    _write(path, metadata, layout, (chunk.astype(dtype, copy=False) for chunk in chunks))
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -45,7 +50,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadat
 
 def _write(path: str | Path, metadata: Mapping[str, str], layout: Layout, chunks: Iterable[NDArray[Any]]) -> None:
     """Write the header for `layout`, then the chunks. Tensors of one dtype become the bytes that the library writes."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, (dtype, shape) in layout.items():
         start, end = end, end + dtype.itemsize * math.prod(shape)

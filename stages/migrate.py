@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from chargpt.files import refuse_link, write_json, write_text
 from chargpt.legacy.directory import DoesNotFitCorpus, read_legacy
 from chargpt.paths import MIGRATED, MIGRATION, TOKENS, VOCAB
-from chargpt.text.tokens import read_tokens
+from chargpt.text.tokens import characters_of, read_tokens
 from chargpt.text.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def main(params: Params) -> None:
     If they do not fit the corpus and training starts from scratch, write an empty model file and an empty record.
     """
     vocab, dialect = Vocab.load(VOCAB), params.dialect
-    train_ids, val_ids = read_tokens(TOKENS, vocab)
+    train_ids, val_ids = map(characters_of, read_tokens(TOKENS, vocab))
     weights, config = (Path(params.legacy_dir) / name for name in ("weights", "config.json"))
     refuse_link(weights)
     config_path = config if config.exists() or config.is_symlink() else None

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from chargpt.files import atomic_write, write_text
 from chargpt.paths import INIT, TOKENS, VOCAB, init_file
 from chargpt.text.corpus import scan_text
+from chargpt.text.documents import write_documents
 from chargpt.text.tokens import split_sizes, write_tokens
+from chargpt.text.vocab import Vocab
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -21,9 +23,14 @@ def main(params: Params) -> None:
     """Write data/tokens.safetensors, artifacts/vocab.json and artifacts/init.safetensors."""
     start = init_file(params.init)
     vocab, length = scan_text(params.corpus)
-    train, val = split_sizes(length, params.val_fraction)
-    write_tokens(TOKENS, params.corpus, vocab, length, params.val_fraction)
+    if params.documents == "whole":
+        train, val = split_sizes(length, params.val_fraction)
+        write_tokens(TOKENS, params.corpus, vocab, length, params.val_fraction)
+        found = f"{train} to train on, {val} to validate on"
+    else:
+        vocab = Vocab(sorted({*vocab.itos, "\n"}))
+        found = str(write_documents(TOKENS, params.corpus, vocab, params.documents, params.val_fraction))
     write_text(VOCAB, vocab.to_json())
     with atomic_write(INIT) as file:
         file.write(start.read_bytes() if start else b"")
-    print(f"prepare: {len(vocab)} distinct characters; {train} to train on, {val} to validate on", file=sys.stderr)
+    print(f"prepare: {len(vocab)} distinct characters; {found}", file=sys.stderr)

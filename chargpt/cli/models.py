@@ -49,7 +49,7 @@ def migrate(
     from chargpt.params import check_value
     from chargpt.project.overrides import continue_training
     from chargpt.text.corpus import scan_text
-    from chargpt.text.tokens import read_tokens, write_tokens
+    from chargpt.text.tokens import characters_of, read_tokens, write_tokens
 
     if corpus is None:
         raise ChargptError(
@@ -65,7 +65,7 @@ def migrate(
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.safetensors"
         write_tokens(tokens, corpus, vocab, length, val_fraction)
-        train_ids, val_ids = read_tokens(tokens, vocab)
+        train_ids, val_ids = map(characters_of, read_tokens(tokens, vocab))
         found = migration.migrate(legacy, output, vocab, val_ids, train_ids=train_ids, dialect=dialect)
     print(found.report())
     print(f"wrote {output}; to generate text, run: chargpt generate --model {output}")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from chargpt.evaluation.loss import character_losses
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Ids, evaluation_batches
+from chargpt.text.documents import PAD
+from chargpt.text.tokens import Ids, Split, evaluation_batches
 from chargpt.text.vocab import Vocab
 
 HARDEST = 15  # number of characters that are listed
@@ -57,17 +58,17 @@ class Analysis:
         ]
 
 
-def analyse(model: GPT, ids: Ids) -> Analysis:
+def analyse(model: GPT, ids: Split) -> Analysis:
     """Compute the exact losses over a split in one pass and constant memory. ids: (N,) unsigned integers, N >= 2."""
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     position_nats, character_nats = np.zeros(block_size), np.zeros(vocab_size)
     position_counts, character_counts = np.zeros(block_size, np.int64), np.zeros(vocab_size, np.int64)
     for targets, nats in character_losses(model, ids):
-        (rows, length), flat = targets.shape, targets.flatten().numpy()
+        length, real = targets.shape[1], (targets != PAD).numpy()
         position_nats[:length] += nats.double().sum(0).numpy()
-        position_counts[:length] += rows
-        character_nats += np.bincount(flat, nats.double().flatten().numpy(), vocab_size)
-        character_counts += np.bincount(flat, minlength=vocab_size)
+        position_counts[:length] += real.sum(0)
+        character_nats += np.bincount(targets.numpy()[real], nats.double().numpy()[real], vocab_size)
+        character_counts += np.bincount(targets.numpy()[real], minlength=vocab_size)
     return Analysis(position_nats, position_counts, character_nats, character_counts)
 
 

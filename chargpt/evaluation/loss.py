@@ -11,19 +11,20 @@ from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Ids, evaluation_batches
+from chargpt.text.documents import PAD
+from chargpt.text.tokens import Split, evaluation_batches
 
 # (characters, logits): limits of one forward pass. Both keep the device busy; the CPU's also keep memory small.
 CPU_PASS, GPU_PASS = (2048, 1 << 22), (65_536, 1 << 28)
 
 
 @torch.no_grad()
-def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
+def character_losses(model: GPT, ids: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the loss of each character but the first, in ordered windows that do not overlap.
 
-    ids: (N,) unsigned integers, N >= 2. The last window may be partial. Yields the characters to predict, (B, T) int64,
-    and their losses in nats, (B, T) float32, both on the CPU. The model runs without dropout, and then returns to the
-    mode that it was in.
+    ids: (N,) unsigned integers, N >= 2, or documents. The last window may be partial. Yields the characters to predict,
+    (B, T) int64, and their losses in nats, (B, T) float32, both on the CPU; where a document has ended, PAD and 0. The
+    model runs without dropout, and then returns to the mode that it was in.
     """
     was_training = model.training
     model.eval()
@@ -35,13 +36,15 @@ def character_losses(model: GPT, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in evaluation_batches(ids, block_size, windows):
             idx, targets = (torch.from_numpy(part) for part in batch)
             logits = model(idx.to(device))
-            nats = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="none")
+            nats = F.cross_entropy(
+                logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=PAD, reduction="none"
+            )
             yield targets, nats.view(targets.shape).cpu()
     finally:
         model.train(was_training)
 
 
-def evaluate(model: GPT, ids: Ids, after_batch: Callable[[], None] = lambda: None) -> float:
+def evaluate(model: GPT, ids: Split, after_batch: Callable[[], None] = lambda: None) -> float:
     """Mean loss in nats per character over all of `ids` but the first. after_batch: called often; may raise."""
     total = 0.0
     for _, nats in character_losses(model, ids):

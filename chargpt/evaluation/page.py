@@ -21,7 +21,7 @@ from chargpt.inference.decoder import pack
 from chargpt.inference.sampling import Random, generate
 from chargpt.model.gpt import GPT
 from chargpt.templates import render
-from chargpt.text.tokens import Ids
+from chargpt.text.tokens import Split, characters_of
 from chargpt.text.vocab import Vocab
 
 LEVELS = 9  # of surprise; each is one bit wide, the last has no upper limit
@@ -43,18 +43,19 @@ class Report:
 def make_report(
     model: GPT,
     vocab: Vocab,
-    train_ids: Ids,
-    val_ids: Ids,
+    train_split: Split,
+    val_split: Split,
     curve: Sequence[Row],
     previous: tuple[str, Mapping[str, float]] | None = None,
     init: object = "scratch",
 ) -> Report:
     """Evaluate a model on a whole split and write the page about it.
 
-    train_ids, val_ids: (N,) unsigned, N >= 2. previous: name and metrics of another version to compare with, or None.
+    train_split, val_split: N >= 2 characters. previous: name and metrics of another version to compare with, or None.
     init: what training started from.
     """
-    analysis, packed = analyse(model, val_ids), pack(model)
+    analysis, packed = analyse(model, val_split), pack(model)
+    train_ids, val_ids = characters_of(train_split), characters_of(val_split)
     figures = metrics(analysis.val_loss)
     figures["ngram_bits_per_char"] = round(ngram_bits(train_ids, val_ids, len(vocab)), 6)
     worth = verdict(figures["bits_per_char"], figures["ngram_bits_per_char"], init)

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from chargpt.errors import ChargptError
 from chargpt.tensors import open_tensors, write_arrays
 from chargpt.text.corpus import read_text
+from chargpt.text.documents import SEPARATORS, Documents
 from chargpt.text.vocab import Vocab
 
 SHUFFLED = 1 << 16  # windows that are shuffled at once
 Ids = NDArray[np.unsignedinteger]
+Split = Ids | Documents  # one stream of characters, or documents
 Batch = NDArray[np.int64]
 
 
@@ -48,9 +50,10 @@ def write_tokens(path: str | Path, corpus: str | Path, vocab: Vocab, length: int
     write_arrays(path, vocab.dtype, {"train": train, "val": val}, chunks)
 
 
-def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
+def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Split, Split]:
     """Read training and validation ids: two memory-mapped 1-D arrays of `vocab.dtype`, at least two ids in each.
 
+    If `write_documents` wrote the file, their documents.
     Raises ChargptError if the file holds anything else, or an id outside the vocabulary.
     """
     file = open_tensors(path)
@@ -60,18 +63,26 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
         raise ChargptError(
             f"{path}: does not hold ids of the vocabulary's {len(vocab)} characters; run: dvc repro -f prepare"
         )
+    kind = file.metadata.get("documents")
+    if kind in SEPARATORS:
+        return Documents.of(arrays[0], kind, vocab), Documents.of(arrays[1], kind, vocab)
     return arrays[0], arrays[1]
 
 
-def unseen_share(train_ids: Ids, val_ids: Ids, vocab_size: int) -> float:
+def characters_of(split: Split) -> Ids:
+    """The ids of a split, (N,) unsigned; those of documents one after another."""
+    return split.ids if isinstance(split, Documents) else split
+
+
+def unseen_share(train_ids: Split, val_ids: Split, vocab_size: int) -> float:
     """The share of the validation characters that do not occur in the training part, from 0 to 1."""
     train, val = (count_ids(ids, vocab_size) for ids in (train_ids, val_ids))
     return float(val[train == 0].sum() / val.sum())
 
 
-def count_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
+def count_ids(split: Split, vocab_size: int) -> NDArray[np.int64]:
     """How often each id occurs, (vocab_size,). Reads piece by piece, because the ids may be larger than memory."""
-    counts = np.zeros(vocab_size, np.int64)
+    counts, ids = np.zeros(vocab_size, np.int64), characters_of(split)
     for start in range(0, len(ids), SHUFFLED):
         counts += np.bincount(ids[start : start + SHUFFLED], minlength=vocab_size)
     return counts
@@ -88,13 +99,16 @@ def epoch_parts(characters: int, block_size: int) -> tuple[int, int]:
     return parts, windows // parts
 
 
-def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Batch, Batch]:
-    """The windows of one update. Together, the updates read the text epoch by epoch, each window once an epoch.
+def training_batch(ids: Split, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Batch, Batch]:
+    """The windows of one step. Together, the steps read the text epoch by epoch, each window once an epoch.
 
     Each epoch divides the text at another offset and visits its windows in another random order. A batch depends on the
     seed and the step only, not on earlier draws. ids: (N,) unsigned, N > block_size. step: update number, from 0.
-    Returns the inputs and the character that follows each of them, both (batch_size, block_size) int64.
+    Returns the inputs and the character that follows each of them, both (batch_size, block_size) int64. For documents,
+    see `Documents.batch`.
     """
+    if isinstance(ids, Documents):
+        return ids.batch(block_size, batch_size, seed, step)
     parts, size = epoch_parts(len(ids), block_size)
     draws = np.arange(step * batch_size, (step + 1) * batch_size)
     starts = np.empty(batch_size, np.int64)
@@ -108,12 +122,16 @@ def training_batch(ids: Ids, block_size: int, batch_size: int, seed: int, step: 
     return np.ascontiguousarray(batch[:, :-1]), np.ascontiguousarray(batch[:, 1:])
 
 
-def evaluation_batches(ids: Ids, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Batch]]:
+def evaluation_batches(ids: Split, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Batch]]:
     """Yield ordered windows that predict every character of `ids` but the first exactly once.
 
     Yields inputs and targets, both (B, T) int64, with T = block_size and B = batch_size. The last batch of whole
-    windows may be smaller. If characters are left over, a last pair of shape (1, remainder) follows.
+    windows may be smaller. If characters are left over, a last pair of shape (1, remainder) follows. For documents,
+    see `Documents.windows`.
     """
+    if isinstance(ids, Documents):
+        yield from ids.windows(block_size, batch_size)
+        return
     full, rest = divmod(len(ids) - 1, block_size)
     for first in range(0, full, batch_size):
         start, end = first * block_size, min(first + batch_size, full) * block_size

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # the keys that determine the weights; the train stage reads them, and the model file records them
 TRAINING_KEYS = {
-    *("init", "n_layer", "n_head", "n_embd", "block_size", "dropout"),
+    *("documents", "init", "n_layer", "n_head", "n_embd", "block_size", "dropout"),
     *("seed", "device", "dtype", "compile", "batch_size", "max_iters", "eval_interval"),
     *("optimizer", "lr", "warmup_iters", "final_lr_fraction"),
     *("weight_decay", "momentum", "beta1", "beta2", "grad_clip"),

@@ -16,7 +16,8 @@ from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import WORSE, Row, diagnosis
 from chargpt.evaluation.loss import evaluate
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Ids, training_batch, unseen_share
+from chargpt.text.documents import PAD, Documents
+from chargpt.text.tokens import Split, training_batch, unseen_share
 from chargpt.training.checkpoint import CheckpointStore
 from chargpt.training.events import Event, Log, Report, ShouldStop, Started, Stepped, Stopped, ignore, never
 from chargpt.training.processes import ProcessGroup
@@ -44,8 +45,8 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        train_ids: Ids,
-        val_ids: Ids,
+        train_ids: Split,
+        val_ids: Split,
         params: Params,
         *,
         report: Report = ignore,
@@ -104,11 +105,13 @@ class Trainer:
         return self.model.eval()
 
     def loss(self, step: int) -> Tensor:
-        """Mean loss, in nats per character, over this process's share of the batch of a step; a scalar tensor."""
+        """Mean loss, in nats per character, over this process's share of the batch of a step; a scalar tensor.
+
+        The mean of these losses over the processes is that of the whole batch.
+        """
         params, group = self.params, self.group
         batch = training_batch(self.train_ids, params.block_size, params.batch_size, params.seed, step)
-        share = params.batch_size // group.size
-        mine = slice(group.rank * share, (group.rank + 1) * share)
+        mine = slice(*(len(batch[0]) * rank // group.size for rank in (group.rank, group.rank + 1)))
         idx, targets = (torch.from_numpy(part[mine]).to(group.device) for part in batch)
         if params.dropout:
             seed = (params.seed * 1_000_003 + step) * group.size + group.rank
@@ -116,7 +119,8 @@ class Trainer:
             (torch.default_generator if group.device.type == "cpu" else torch).manual_seed(seed % 2**63)
         with self.autocast():
             logits = self.net(idx)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
+        return nats / ((batch[1] != PAD).sum() / group.size)
 
     def evaluate(self) -> None:
         """Add a row to the curve where the schedule says so. A stop abandons it; the next start evaluates again."""
@@ -208,9 +212,9 @@ class Trainer:
         self.report(Log(text))
 
 
-def check_sizes(train_ids: Ids, params: Params, group: ProcessGroup) -> None:
+def check_sizes(train_ids: Split, params: Params, group: ProcessGroup) -> None:
     """Raise ChargptError if the text is too short, or if the processes cannot share the batch evenly."""
-    if len(train_ids) <= params.block_size:
+    if len(train_ids) <= params.block_size and not isinstance(train_ids, Documents):
         raise ChargptError(
             f"the text has {len(train_ids)} characters to train on; block_size={params.block_size} needs at least"
             f" {params.block_size + 1}: use a longer text or -S block_size={max(1, len(train_ids) // 2)}"

@@ -13,7 +13,7 @@ from chargpt.errors import ChargptError
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import ModelFile
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Ids, count_ids
+from chargpt.text.tokens import Split, count_ids
 from chargpt.text.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def continued_model(source: ModelFile, params: Params, vocab: Vocab) -> GPT:
     return model
 
 
-def known_share(ids: Ids, vocab: Vocab, known: Vocab) -> float:
-    """The share of a text's characters that another vocabulary has, from 0 to 1. ids: (N,), N >= 1, by `vocab`."""
+def known_share(ids: Split, vocab: Vocab, known: Vocab) -> float:
+    """The share of a text's characters that another vocabulary has, from 0 to 1. ids: N >= 1, by `vocab`."""
     return float(count_ids(ids, len(vocab))[match(vocab, known) >= 0].sum() / len(ids))
 
 

@@ -1,0 +1,187 @@
+"""Documents: a corpus that is a set of lines or paragraphs, each a text of its own.
+
+A document begins after a line break and ends with its separator. It goes to training or validation by a hash of its
+characters: equal documents never stand on both sides, and the order of the file means nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.errors import ChargptError
+from chargpt.tensors import write_arrays
+from chargpt.text.corpus import read_text
+from chargpt.text.vocab import Vocab
+
+SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
+PART = 1 << 16  # documents that are shuffled and sorted at once, so that memory is bounded
+REMEMBERED = 4_000_000  # documents that are compared to count equal ones
+Rows = tuple[NDArray[np.int64], NDArray[np.int64]]  # the position of each row's first prediction, and their number
+Batch = NDArray[np.int64]
+PAD = -1  # the target of a position that is not predicted
+
+
+def read_documents(path: str | Path, kind: str) -> Iterator[str]:
+    """Yield each document of a UTF-8 file with its separator. kind: a key of SEPARATORS. Empty ones are left out."""
+    separator, rest = SEPARATORS[kind], ""
+    for text in read_text(path):
+        *found, rest = (rest + text).split(separator)
+        yield from (document.strip("\n") + separator for document in found if document.strip("\n"))
+    if rest.strip("\n"):
+        yield rest.strip("\n") + separator
+
+
+def for_validation(document: str, val_fraction: float) -> bool:
+    """Whether a document is for validation. Neither the other documents nor `seed` matter: runs stay comparable."""
+    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < val_fraction * 2**64
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many documents are to train on and to validate on, and how many of all occurred before in the corpus."""
+
+    train: int
+    val: int
+    repeated: int
+
+    def __str__(self) -> str:
+        share = self.val / (self.train + self.val)
+        repeated = f"; {self.repeated} are repetitions" if self.repeated else ""
+        return f"{self.train} documents to train on, {self.val} to validate on ({share:.1%}){repeated}"
+
+
+def write_documents(path: str | Path, corpus: str | Path, vocab: Vocab, kind: str, val_fraction: float) -> Counts:
+    """Encode documents into a .safetensors file with two 1-D arrays of dtype `vocab.dtype`: `train` and `val`.
+
+    Raises ChargptError if one of the two has no document.
+    """
+    characters, documents, seen, repeated = [1, 1], [0, 0], set[int](), 0
+    for document in read_documents(corpus, kind):
+        side = for_validation(document, val_fraction)
+        characters[side] += len(document)
+        documents[side] += 1
+        repeated += hash(document) in seen
+        if len(seen) < REMEMBERED:
+            seen.add(hash(document))
+    if not all(documents):
+        raise ChargptError(
+            f"{corpus}: {documents[0]} documents to train on and {documents[1]} to validate on; each needs at least 1:"
+            f" use more documents, or another val_fraction than {val_fraction}"
+        )
+
+    def chunks() -> Iterator[NDArray[np.unsignedinteger]]:
+        for side in (False, True):
+            mine = (d for d in read_documents(corpus, kind) if for_validation(d, val_fraction) == side)
+            yield from map(vocab.encode_array, _together(mine))
+
+    write_arrays(path, vocab.dtype, dict(zip(("train", "val"), characters, strict=True)), chunks(), {"documents": kind})
+    return Counts(documents[0], documents[1], repeated)
+
+
+def _together(documents: Iterable[str], size: int = 1 << 16) -> Iterator[str]:
+    """A line break and the documents, in pieces of about `size` characters: encoding a short text is slow."""
+    pieces, length = ["\n"], 1
+    for document in documents:
+        pieces.append(document)
+        length += len(document)
+        if length > size:
+            yield "".join(pieces)
+            pieces, length = [], 0
+    yield "".join(pieces)
+
+
+@dataclass(eq=False)
+class Documents:
+    """One side of a corpus of documents. A row of a batch holds one document, or a window of a long one, and is padded.
+
+    ids: (N,) unsigned: a line break, then each document with its separator. ends: (D,) int64, the position behind each.
+    """
+
+    ids: NDArray[np.unsignedinteger]
+    ends: NDArray[np.int64]
+    _budget: int = 0  # of the batches that are counted in _steps, for each part
+    _steps: list[int] = field(default_factory=list)
+    _shuffled: tuple[tuple[int, ...], list[Rows]] = ((), [])  # the part of an epoch that was last read
+
+    @classmethod
+    def of(cls, ids: NDArray[np.unsignedinteger], kind: str, vocab: Vocab) -> Documents:
+        """The documents in ids, as `write_documents` writes them."""
+        breaks = np.flatnonzero(ids == vocab.encode("\n")[0])
+        ends = breaks[1:] if kind == "lines" else breaks[1:][np.diff(breaks) == 1]
+        return cls(ids, ends + 1)
+
+    def __len__(self) -> int:
+        """The characters, the first line break included."""
+        return len(self.ids)
+
+    @property
+    def parts(self) -> int:
+        """How many parts an epoch has, each of PART documents or fewer."""
+        return math.ceil(len(self.ends) / PART)
+
+    def rows(self, block_size: int, part: int) -> Rows:
+        """The rows of every document of a part; a document longer than block_size has several, which continue it."""
+        chosen = np.arange(part, len(self.ends), self.parts)
+        starts = np.where(chosen > 0, self.ends[chosen - 1], 1)
+        lengths = self.ends[chosen] - starts
+        counts = -(-lengths // block_size)
+        windows = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        return (
+            np.repeat(starts, counts) + windows * block_size,
+            np.minimum(block_size, np.repeat(lengths, counts) - windows * block_size),
+        )
+
+    def batch(self, block_size: int, batch_size: int, seed: int, step: int) -> tuple[Batch, Batch]:
+        """The rows of one step: documents of like length, up to batch_size * block_size characters with their padding.
+
+        Together, the steps read every document once an epoch. A batch depends on the seed and the step only.
+        Returns the inputs and the character that follows each of them, PAD behind the end; both (B, T) int64.
+        """
+        budget = batch_size * block_size
+        if self._budget != budget:
+            all_rows = (self.rows(block_size, part) for part in range(self.parts))
+            self._budget, self._steps = budget, [len(cut(rows, budget, np.arange(len(rows[0])))) for rows in all_rows]
+        epoch, step = divmod(step, sum(self._steps))
+        part = int(np.searchsorted(np.cumsum(self._steps), step, side="right"))
+        if self._shuffled[0] != (seed, epoch, part):
+            rng, rows = np.random.default_rng((seed, epoch, part)), self.rows(block_size, part)
+            batches = cut(rows, budget, rng.permutation(len(rows[0])))
+            self._shuffled = (seed, epoch, part), [batches[i] for i in rng.permutation(len(batches))]
+        return self.take(*self._shuffled[1][step - sum(self._steps[:part])])
+
+    def windows(self, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Batch]]:
+        """Like `batch`, for all documents, in an order that is always the same."""
+        for part in range(self.parts):
+            rows = self.rows(block_size, part)
+            for batch in cut(rows, batch_size * block_size, np.arange(len(rows[0]))):
+                yield self.take(*batch)
+
+    def take(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Batch, Batch]:
+        """Inputs and targets of rows, (B, T) int64 each."""
+        places = np.arange(lengths.max())
+        at = np.minimum(starts[:, None] + places, len(self.ids) - 1)
+        targets = np.where(places < lengths[:, None], self.ids[at].astype(np.int64), PAD)
+        return self.ids[at - 1].astype(np.int64), targets
+
+
+def cut(rows: Rows, budget: int, order: NDArray[np.int64]) -> list[Rows]:
+    """Rows of like length together, each batch with its padding no larger than the budget if it has more than one row.
+
+    order: of rows of equal length. The batches begin with the longest rows.
+    """
+    starts, lengths = rows
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    batches, first = [], 0
+    while first < len(order):
+        batch = order[first : first + max(1, budget // int(lengths[order[first]]))]
+        batches.append((starts[batch], lengths[batch]))
+        first += len(batch)
+    return batches
