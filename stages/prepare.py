@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from chargpt.files import atomic_write, write_text
 from chargpt.paths import INIT, TOKENS, VOCAB, init_file
 from chargpt.text.corpus import scan_text
-from chargpt.text.documents import write_documents
+from chargpt.text.documents import list_note, write_documents
 from chargpt.text.tokens import split_sizes, write_tokens
 from chargpt.text.vocab import Vocab
 
@@ -27,6 +27,8 @@ def main(params: Params) -> None:
         train, val = split_sizes(length, params.val_fraction)
         write_tokens(TOKENS, params.corpus, vocab, length, params.val_fraction)
         found = f"{train} to train on, {val} to validate on"
+        if note := list_note(params.corpus):
+            print(f"note: {note}", file=sys.stderr)
     else:
         vocab = Vocab(sorted({*vocab.itos, "\n"}))
         found = str(write_documents(TOKENS, params.corpus, vocab, params.documents, params.val_fraction))

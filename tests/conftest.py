@@ -39,6 +39,7 @@ TOY: dict[str, Any] = {
     "block_size": 8,
     "batch_size": 4,
     "max_iters": 10,
+    "documents": "whole",
     "dropout": 0.0,
     "init": "scratch",
     "lr": 0.018,

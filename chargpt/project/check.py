@@ -18,6 +18,7 @@ from chargpt.project.outputs import require_clone
 from chargpt.project.params_file import load_params
 from chargpt.project.remotes import dvc_repository, relative_remote
 from chargpt.text.corpus import read_text
+from chargpt.text.documents import list_note
 from chargpt.text.download import require_corpus, unused_text
 
 if TYPE_CHECKING:
@@ -125,7 +126,10 @@ def changed_stages() -> list[str]:
 
 def notes() -> Iterator[str]:
     """Yield a line for each thing that is not a problem, but that the user may not know."""
-    yield from filter(None, (lock.note(), unused_text(load_params().corpus)))
+    params = load_params()
+    yield from filter(None, (lock.note(), unused_text(params.corpus)))
+    if params.documents == "whole" and Path(params.corpus).is_file() and (note := list_note(params.corpus)):
+        yield note
     if names := git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION).split("\0")[:-1]:
         changed = " ".join(escape(name) for name in names)
         yield f"Changed since the last commit: {changed}. To discard the changes, run: git checkout HEAD -- {changed}"

@@ -185,3 +185,25 @@ def cut(rows: Rows, budget: int, order: NDArray[np.int64]) -> list[Rows]:
         batches.append((starts[batch], lengths[batch]))
         first += len(batch)
     return batches
+
+
+def list_note(path: str | Path) -> str | None:
+    """A line for the user if a text looks like a list, or is sorted; None if not. Reads its beginning.
+
+    The lines of a list are short, not indented, and not ended by punctuation, and none is empty. Those of a sorted text
+    follow one another in the order of their characters.
+    """
+    text = next(read_text(path), "")
+    lines = text.split("\n")[:-1]
+    if len(lines) < 50 or "" in lines[:-1]:
+        return None
+    words, width = (sorted(numbers)[len(lines) // 2] for numbers in zip(*((len(x.split()), len(x)) for x in lines)))
+    odd = sum(line[0].isspace() or line[-1] in ".,;:!?-{}()" for line in lines) / len(lines)
+    in_order = sum(a <= b for a, b in zip(lines, lines[1:], strict=False)) / (len(lines) - 1)
+    if in_order < 0.75 and (words > 6 or odd > 0.2):
+        return None
+    order = f", {in_order:.0%} of them in order" if in_order >= 0.75 else ""
+    return (
+        f"{path} looks like a list (lines of {width} characters{order}); to train on each line as a text of its own, run:"
+        f" dvc exp run -S corpus={path} -S documents=lines"
+    )
