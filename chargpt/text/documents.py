@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -197,13 +198,13 @@ def list_note(path: str | Path) -> str | None:
     lines = text.split("\n")[:-1]
     if len(lines) < 50 or "" in lines[:-1]:
         return None
-    words, width = (sorted(numbers)[len(lines) // 2] for numbers in zip(*((len(x.split()), len(x)) for x in lines)))
+    words, width = (int(np.median([len(part) for part in parts])) for parts in (map(str.split, lines), lines))
     odd = sum(line[0].isspace() or line[-1] in ".,;:!?-{}()" for line in lines) / len(lines)
-    in_order = sum(a <= b for a, b in zip(lines, lines[1:], strict=False)) / (len(lines) - 1)
+    in_order = sum(a <= b for a, b in pairwise(lines)) / (len(lines) - 1)
     if in_order < 0.75 and (words > 6 or odd > 0.2):
         return None
     order = f", {in_order:.0%} of them in order" if in_order >= 0.75 else ""
     return (
-        f"{path} looks like a list (lines of {width} characters{order}); to train on each line as a text of its own, run:"
-        f" dvc exp run -S corpus={path} -S documents=lines"
+        f"{path} looks like a list (lines of {width} characters{order}); to train on each line as a text of its own,"
+        f" run: dvc exp run -S corpus={path} -S documents=lines"
     )
