@@ -70,7 +70,7 @@ def test_generate_reports_errors_in_one_line(folder: Path, arguments: list[str],
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "export"])
+@pytest.mark.parametrize("command", ["generate", "score", "inspect", "export"])
 def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Path, command: str) -> None:
     wrong = "error: artifacts/model.safetensors: no such file"
     done = chargpt(command, cwd=tmp_path)
