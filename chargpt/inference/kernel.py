@@ -23,6 +23,7 @@ from chargpt.inference.vectors import GROUP, LANES, add_rows
 from chargpt.model.config import GPTConfig
 
 f32 = np.float32
+PENDING = -2  # in the place of a choice: a text was read on, and its next character is already there
 Floats = NDArray[np.float32]
 
 
@@ -231,7 +232,7 @@ def attention(qkv: Any, keys: Any, values: Any, bounds: Any, start: Any, y: Any)
         for h in range(nh):
             k, v = keys[b % keys.shape[0], h], values[b % keys.shape[0], h]
             for r in range(bounds[b], bounds[b + 1]):
-                t = start + r - bounds[b]
+                t = start[b] + r - bounds[b]
                 block, lane = k[t // LANES], t % LANES
                 for d in range(hs):
                     block[d, lane] = qkv[r, C + h * hs + d]
@@ -239,12 +240,12 @@ def attention(qkv: Any, keys: Any, values: Any, bounds: Any, start: Any, y: Any)
                     v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
             for first in range(bounds[b], bounds[b + 1], GROUP):
                 last = min(first + GROUP, bounds[b + 1])
-                seen = start + last - bounds[b]
+                seen = start[b] + last - bounds[b]
                 end = (seen + LANES - 1) // LANES
                 clear(scores[: last - first, : end * LANES])
                 add_product(qkv[first:last, h * hs : (h + 1) * hs], k[:end], scores)
                 for r in range(first, last):
-                    t = start + r - bounds[b]
+                    t = start[b] + r - bounds[b]
                     row = scores[r - first, : (t // LANES + 1) * LANES]  # whole vectors: a loop has no slow rest
                     for i in range(t + 1, row.shape[0]):
                         row[i] = row[0]
@@ -267,8 +268,8 @@ def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) 
     """Read texts, and return what the last layer makes of each character, normalised, (R, C') float32.
 
     ids: (R,) whole numbers, the texts one after another. bounds: (B + 1,), where each begins, and R.
-    start: the position of each text's first character. cache: of the positions before; those of ids are added. Of a
-    cache of fewer texts or layers, all use the same part, one after another.
+    start: (B,), the position of each text's first character. cache: of the positions before; those of ids are added.
+    Of a cache of fewer texts or layers, all use the same part, one after another.
     """
     R = ids.shape[0]
     x = np.empty((R, w.wte.shape[1]), f32)
@@ -277,7 +278,7 @@ def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) 
     for b in range(bounds.shape[0] - 1):
         for r in range(bounds[b], bounds[b + 1]):
             for i in range(x.shape[1]):
-                x[r, i] = w.wte[ids[r], i] + w.wpe[start + r - bounds[b], i]
+                x[r, i] = w.wte[ids[r], i] + w.wpe[start[b] + r - bounds[b], i]
     for layer in range(w.c_attn.shape[0]):
         layer_norm(x, w.ln_1[layer], normed)
         clear(qkv)
@@ -303,7 +304,7 @@ def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) 
 
 @inlined
 def read(w: Any, relu: Any, cache: Any, idx: Any, start: Any, logits: Any) -> None:
-    """Read idx (B, S) at positions start, start + 1, ...; logits (B, V) become those of the next character.
+    """Read idx (B, S) at positions start (B,), start + 1, ...; logits (B, V) become those of the next character.
 
     cache: of the positions before; those of idx are added.
     """
@@ -324,7 +325,7 @@ def score(w: Any, relu: Any, cache: Any, ids: Any, targets: Any, bounds: Any, st
     all_of_them: (R, V) float32, become the log probabilities of all characters; (0, V) if nobody needs them.
     The other arguments are those of `transform`.
     """
-    x = transform(w, relu, cache, ids, bounds, start)
+    x = transform(w, relu, cache, ids, bounds, np.full(bounds.shape[0] - 1, start))
     nats, logits = np.empty(ids.shape[0]), np.empty((GROUP, w.head_bias.shape[0]), f32)
     for first in range(0, ids.shape[0], GROUP):
         part = x[first : first + GROUP]
@@ -422,11 +423,62 @@ def extend(
     chosen = np.empty((n, B), np.int64)
     logits = np.empty((B, w.wte.shape[0]), f32)
     idx, one = unread, np.empty((B, 1), np.int64)
+    place = np.full(B, start)
     for step in range(n):
-        read(w, relu, cache, idx, start, logits)
-        start += idx.shape[1]
+        read(w, relu, cache, idx, place, logits)
+        place += idx.shape[1]
         draw(logits, uniform[step], temperature, top_k, top_p, chosen[step])
         idx = one
         for b in range(B):
             one[b, 0] = chosen[step, b]
+    return chosen
+
+
+@compiled
+def write(
+    w: Any,
+    relu: Any,
+    cache: Any,
+    texts: Any,
+    given: Any,
+    at: Any,
+    prompt: Any,
+    end: Any,
+    kept: Any,
+    uniform: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+) -> Any:
+    """Read a character of each text and, where it was the last one, choose the next: for each row of uniform (n, B).
+
+    texts: (B, T) int64, the contexts; of each, `given` (B,) characters are there and `at` (B,) are read. All three are
+    changed. A text that ends with `end` (E,) becomes `prompt` (P,), unread. Of a context that is full, the last `kept`
+    characters are read again, the new one included. Returns the choices, (n, B) int64, PENDING where what was given was
+    read. The other arguments are those of `read` and `draw`.
+    """
+    n, B = uniform.shape
+    chosen = np.empty((n, B), np.int64)
+    idx, logits = np.empty((B, 1), np.int64), np.empty((B, w.wte.shape[0]), f32)
+    for step in range(n):
+        for b in range(B):
+            idx[b, 0] = texts[b, at[b]]
+        read(w, relu, cache, idx, at, logits)
+        draw(logits, uniform[step], temperature, top_k, top_p, chosen[step])
+        for b in range(B):
+            at[b] += 1
+            if at[b] < given[b]:
+                chosen[step, b] = PENDING
+                continue
+            if given[b] == texts.shape[1]:
+                given[b], at[b] = kept - 1, 0
+                texts[b, : kept - 1] = texts[b, texts.shape[1] - kept + 1 :]
+            texts[b, given[b]] = chosen[step, b]
+            given[b] += 1
+            ended = given[b] >= end.shape[0]
+            for i in range(end.shape[0]):
+                ended = ended and texts[b, given[b] - end.shape[0] + i] == end[i]
+            if ended:
+                texts[b, : prompt.shape[0]] = prompt
+                given[b], at[b] = prompt.shape[0], 0
     return chosen
