@@ -103,6 +103,18 @@ def git_problems() -> Iterator[str]:
         )
     if git("rev-parse", "--is-shallow-repository").strip() == "true":
         yield "a shallow clone: comparing with older versions fails; run: git fetch --unshallow --tags"
+    if filters := try_git("config", "--get-regexp", r"^remote\..*\.partialclonefilter$"):
+        yield (
+            "a partial clone: DVC waits for ever for files that it lacks; run:"
+            f" git config --unset {filters.split()[0]} && git fetch --refetch"
+        )
+    if git("rev-parse", "--shared-index-path"):
+        yield "git's index is split, which DVC cannot read; run: git update-index --no-split-index"
+    if folder := git("rev-parse", "--show-prefix").strip():
+        yield (
+            f"the project is in {folder} of a git repository, where sweeps and versions do not work; to give it a"
+            " repository of its own, run: git init && git add --all && git commit -m start"
+        )
     yield from filter(None, (relative_remote(), untracked_code()))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,16 @@ from chargpt.runtime.exits import one_line
 
 @contextmanager
 def dvc_repository() -> Iterator[Any]:
-    """DVC's object for the project in the working directory. Raises ChargptError if DVC cannot read a file of it."""
+    """DVC's object for the project in the working directory.
+
+    Raises ChargptError if DVC cannot read a file of it, or if the user has no name or home, as in `docker run -u 1234`.
+    """
+    try:
+        getpass.getuser(), Path.home()  # DVC fails without them
+    except (KeyError, OSError, RuntimeError):
+        raise ChargptError(
+            f"DVC needs a name and a home, which user {os.getuid()} has not; run: export USER=me HOME=/tmp"
+        ) from None
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
