@@ -47,7 +47,8 @@ def reason(stderr: str, status: int) -> str:
 
     stderr: what the command printed, perhaps nothing. status: its exit status.
     """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    own = stderr.partition("Having any troubles?")[0]  # DVC goes on to advertise its support
+    lines = [line.strip() for line in own.splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.lower().startswith(("fatal:", "error:"))]
     said = " ".join(lines[errors[-1] if errors else -1 :])
     return without_credentials(said)[:400] or f"exit status {status} without a message"

@@ -43,7 +43,7 @@ def cache_folder() -> Path:
         return Path(repo.cache.local_cache_dir)
 
 
-def _default_remote() -> tuple[str | None, str]:
+def default_remote() -> tuple[str | None, str]:
     """The default remote's name and address."""
     with dvc_repository() as repo:
         name = repo.config["core"].get("remote")
@@ -54,7 +54,7 @@ def relative_remote() -> str | None:
     """A line about the default remote if its path is relative, or None."""
     from dvc.config_schema import RelPath
 
-    name, url = _default_remote()
+    name, url = default_remote()
     line = (
         f"the DVC remote {name} has a relative path, which means another directory in each clone; run:"
         f" dvc remote modify {name} url {Path.cwd() / 'store'} (or another absolute path)"
@@ -64,5 +64,5 @@ def relative_remote() -> str | None:
 
 def private_remote() -> Path | None:
     """The default remote if it is a directory in the user's home, where colleagues do not reach it, or None."""
-    remote = Path(_default_remote()[1])
+    remote = Path(default_remote()[1])
     return remote if remote.is_relative_to(Path.home()) else None

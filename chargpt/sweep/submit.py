@@ -21,7 +21,8 @@ from chargpt.paths import METRICS
 from chargpt.project.check import git_problems
 from chargpt.project.git import git
 from chargpt.project.outputs import require_clone
-from chargpt.project.remotes import cache_folder
+from chargpt.project.release import dvc
+from chargpt.project.remotes import cache_folder, default_remote
 from chargpt.runtime.exits import Terminated, one_line
 from chargpt.sweep.plan import Plan, load_plan, overrides
 from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
@@ -76,9 +77,18 @@ def prepare(path: str | Path) -> Sweep:
     """
     plan = load_plan(path)
     require_clone()
-    if not has_begun(SWEEPS / plan.name) and (lines := list(refusals(path, plan))):
-        raise ChargptError(*lines)
+    if not has_begun(SWEEPS / plan.name):
+        if lines := list(refusals(path, plan)):
+            raise ChargptError(*lines)
+        try_pushing(plan)
     return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), cache_folder())
+
+
+def try_pushing(plan: Plan) -> None:
+    """Push the baseline's data, which every experiment needs. Raises ChargptError if git or DVC could not push."""
+    git("push", "--dry-run", "--quiet", ORIGIN, f"HEAD:refs/exps/{plan.name}")
+    if default_remote()[0]:
+        dvc("push")
 
 
 def run(sweep: Sweep, report: Callable[[str], None]) -> None:
