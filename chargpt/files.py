@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -118,7 +119,10 @@ def parse_json(text: str | bytes, source: str | Path) -> dict[str, Any]:
 def refuse_link(path: Path) -> None:
     """Raise ChargptError if `path` is a symbolic link: in an untrusted directory it may point at any file."""
     if path.is_symlink():
-        raise ChargptError(f"{path}: is a symbolic link; links are not followed here: replace it with its target")
+        raise ChargptError(
+            f"{path}: is a symbolic link, and links are not followed here; replace it with its target, or if DVC made"
+            f" it, run: dvc unprotect {shlex.quote(str(path))}"
+        )
 
 
 def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -55,7 +55,7 @@ def release(version: str, message: str | None = None) -> str:
 
 def dvc(*arguments: str) -> str:
     """The output of a DVC command. Raises ChargptError with DVC's own reason if it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise ChargptError(f"dvc {' '.join(arguments)}: {reason(done.stderr, done.returncode)}; run: chargpt check")
     return done.stdout
