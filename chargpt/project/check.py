@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def problems() -> Iterator[str]:
     python = shutil.which("python")
     if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
         found = f"is {python}" if python else "is missing"
-        yield f"the stages call `python`, which {found}; run: . {Path(sys.prefix) / 'bin/activate'}"
+        yield f"the stages call `python`, which {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
     yield from git_problems()
 
 
@@ -133,5 +134,5 @@ def notes() -> Iterator[str]:
     """Yield a line for each thing that is not a problem, but that the user may not know."""
     yield from filter(None, (lock.note(), unused_text(load_params().corpus)))
     if names := git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION).split("\0")[:-1]:
-        changed = " ".join(escape(name) for name in names)
+        changed = " ".join(shlex.quote(escape(name)) for name in names)
         yield f"Changed since the last commit: {changed}. To discard the changes, run: git checkout HEAD -- {changed}"

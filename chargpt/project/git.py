@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def untracked_code() -> str | None:
     main = os.environ.get("DVC_ROOT", ".")
     listed = git("ls-files", "-z", "--others", "--exclude-standard", "chargpt", "stages", folder=main)
     names = [escape(name) for name in listed.split("\0") if name.endswith((".py", ".j2"))]
-    lack = f"{', '.join(names)}: not tracked by git, so experiments lack it; run: git add {' '.join(names)}"
+    lack = f"{', '.join(names)}: not tracked by git, so experiments lack it; run: git add {shlex.join(names)}"
     return lack if names else None
 
 

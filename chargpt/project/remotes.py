@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def relative_remote() -> str | None:
     name, url = default_remote()
     line = (
         f"the DVC remote {name} has a relative path, which means another directory in each clone; run:"
-        f" dvc remote modify {name} url {Path.cwd() / 'store'} (or another absolute path)"
+        f" dvc remote modify {name} url {shlex.quote(f'{Path.cwd()}/store')} (or another absolute path)"
     )
     return line if isinstance(url, RelPath) else None
 
