@@ -53,7 +53,7 @@ class LegacyWeights:
         """Raise DoesNotFitCorpus if the text has another number of distinct characters than the model knows."""
         if self.sizes["vocab_size"] != len(vocab):
             found = f"the weights know {self.sizes['vocab_size']} characters, the text has {len(vocab)}"
-            raise DoesNotFitCorpus(f"{self.folder}: {found}: pass the model's own text, with its byte-order mark if it had one")
+            raise DoesNotFitCorpus(f"{self.folder}: {found}: pass the model's own text, its byte-order mark included")
 
 
 def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) -> LegacyWeights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         where = f"{path}: line {mark.line + 1}" if mark else path
         found = escape(problem) or type(error).__name__
-        raise ChargptError(f"{where}: not valid YAML: {found}; correct it, or run: git checkout {shlex.quote(str(path))}") from None
+        raise ChargptError(f"{where}: not valid YAML: {found}; correct it, or run: git checkout {path}") from None
     if not isinstance(values, dict):
-        raise ChargptError(f"{path}: found {type(values).__name__}, expected `key: value`; run: git checkout {shlex.quote(str(path))}")
+        raise ChargptError(f"{path}: found {type(values).__name__}, expected `key: value`; run: git checkout {path}")
     return {_name(key): value for key, value in values.items()}
 
 
