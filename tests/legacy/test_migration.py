@@ -25,6 +25,7 @@ from chargpt.model.config import DIALECTS, GPTConfig
 from chargpt.model.file import load_model
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
+from tests.conftest import chargpt
 from tests.legacy.reference import LegacyModel, write_legacy
 from tests.pipeline import ROOT
 
@@ -107,6 +108,17 @@ def test_a_state_dict_that_was_dumped_whole_is_read(tmp_path: Path) -> None:
     found = read_legacy(folder).tensors
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_vocabulary_counts_a_byte_order_mark(tmp_path: Path) -> None:
+    """As the legacy scripts did, for example with the texts of Project Gutenberg."""
+    vocab, reference = Vocab(sorted((*VOCAB.itos, "\ufeff"))), legacy_model("relu-embedding", V=9)
+    (tmp_path / "text.txt").write_bytes(("\ufeff" + vocab.decode(text_of(reference, 8000))).encode())
+    save(reference, tmp_path / "w")
+    options = ["--weights-dir", "w", "--corpus", "text.txt", "--dialect", "relu-embedding"]
+    done = chargpt("migrate", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_model(tmp_path / "model.safetensors")[1] == vocab
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
