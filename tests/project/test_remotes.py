@@ -147,7 +147,7 @@ def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
-    with pytest.raises(ChargptError, match="user 4000000000 has not; run: export USER=me HOME=/tmp$"):
+    with pytest.raises(ChargptError, match=r"user 4000000000 has not; run: export USER=me HOME=/tmp$"):
         cache_folder()
 
 
