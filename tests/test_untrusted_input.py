@@ -529,7 +529,7 @@ def use_text(folder: Path, result: tuple[Vocab, int]) -> None:
 TEXT = Target({"text.txt": b"text" * 20}, load_text, use_text)
 CORPORA: dict[str, tuple[Callable[[], bytes], str]] = {
     "all of Unicode": (CHARACTERS.encode, ""),
-    "a byte-order mark": (lambda: b"\xef\xbb\xbf", "the text is empty"),
+    "a byte-order mark": (lambda: b"\xef\xbb\xbf", "a text of 1 characters"),
     "a cut character": (lambda: b"text" * 10 + b"\xf0\x9f\x98", r"byte 40 \(0xf0\) is not UTF-8; save the text as"),
 }  # fmt: skip
 

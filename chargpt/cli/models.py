@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +69,7 @@ def migrate(
         train_ids, val_ids = read_tokens(tokens, vocab)
         found = migration.migrate(legacy, output, vocab, val_ids, train_ids=train_ids, dialect=dialect)
     print(found.report())
-    print(f"wrote {output}; to generate text, run: chargpt generate --model {output}")
+    print(f"wrote {output}; to generate text, run: chargpt generate --model {shlex.quote(str(output))}")
     print(f"to continue the training in the pipeline, run: {command}")
 
 
@@ -98,8 +99,8 @@ def export(
         from chargpt.export.gguf import save_gguf
 
         remark = save_gguf(file, output)
-        modelfile = output.with_suffix(".Modelfile")
-        print(f"wrote {output}; run: llama-cli -m {output}, or: ollama create NAME -f {modelfile}")
+        gguf, modelfile = (shlex.quote(str(path)) for path in (output, output.with_suffix(".Modelfile")))
+        print(f"wrote {output}; run: llama-cli -m {gguf}, or: ollama create NAME -f {modelfile}")
     else:
         from chargpt.export import huggingface
 

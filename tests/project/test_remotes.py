@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
 from chargpt.model.file import load_model
+from chargpt.project.remotes import cache_folder
 from tests.conftest import Run, free_ports, set_value
 from tests.docs.pages import blocks
 
@@ -139,6 +140,15 @@ def clone(run: Run, team: dict[str, Any], tmp_path: Path) -> Path:
     """A colleague's clone, which has git's files only."""
     run("git", "clone", "-q", str(team["folder"]), str(tmp_path / "clone"))
     return tmp_path / "clone"
+
+
+def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `docker run -u 12345`: DVC would fail."""
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    with pytest.raises(ChargptError, match=r"user 4000000000 has not; run: export USER=me HOME=/tmp$"):
+        cache_folder()
 
 
 def default_store(environment: dict[str, str]) -> Path:

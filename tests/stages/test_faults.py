@@ -228,6 +228,14 @@ def test_links_in_a_legacy_directory(project: Project, name: str) -> None:
     assert done.stderr.startswith(f"error: data/legacy/{name}: is a symbolic link"), done.stderr
 
 
+def test_a_module_of_the_project_does_not_replace_pythons(project: Project) -> None:
+    (project.folder / "random.py").write_text("")
+    command = [sys.executable, "-m", "stages", "sample"]
+    done = subprocess.run(command, cwd=project.folder, env=project.environment, capture_output=True, text=True)
+    (project.folder / "random.py").unlink()
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_input_that_vanishes_while_it_is_read(project: Project) -> None:
     text = (project.folder / "data/mine.txt").read_bytes()
     moment = ("open", "mine.txt", 2)  # once for its characters, once to encode it

@@ -252,6 +252,7 @@ PIPELINE = """
 stages:
   train:
     cmd: python stage.py
+    deps: [text]
     params: [lr, n_layer, n_head, max_iters]
     outs: [model]
     metrics: [{metrics/evaluate.json: {cache: false}}]
@@ -260,7 +261,7 @@ stages:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Project:
-    """A project of one stage, which takes no time, and with `max_iters: 7` does not end."""
+    """A project of one stage, which takes no time, and with `max_iters: 7` does not end. DVC keeps its text."""
     made = tmp_path / "made"
     made.mkdir()
     write_params(made / "params.yaml")
@@ -268,7 +269,8 @@ def small(tmp_path: Path) -> Project:
     (made / "dvc.yaml").write_text(PIPELINE)
     (made / ".gitignore").write_text("/model\n/metrics/curves.tsv\n")
     environment = environment_of(tmp_path)
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
+    (made / "text").write_text("text")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "text"], ["dvc", "repro", "-q"]):
         subprocess.run(command, cwd=made, env=environment, check=True)
     commit(made, "start")
     return Project(tmp_path, made)
@@ -336,7 +338,9 @@ def project(tmp_path: Path, template: Path) -> Project:
 def test_trials_are_experiments_at_home(small: Project, tmp_path: Path) -> None:
     """Each with its parameters, applied with one command; a second call adds trials only if the budget grew."""
     small.plan(trials=3)
+    small("dvc", "remote", "add", "--local", "-d", "private", str(tmp_path / "private"))
     outcomes = small.shown()
+    assert len([path for path in (tmp_path / "private").rglob("*") if path.is_file()]) == 5  # the text and 4 models
     assert set(outcomes) == {f"toy-{i}" for i in range(3)}
     assert all(re.fullmatch(r"val_loss \d\.\d{6}", outcome) for outcome in outcomes.values()), outcomes
     table = csv.DictReader(small("dvc", "exp", "show", "--csv").stdout.splitlines())
@@ -432,6 +436,9 @@ def test_what_would_make_every_trial_fail_is_refused(small: Project) -> None:
     shutil.copyfile(small.home / "mine.yaml", small.home.parent / "mine.yaml")
     for path in ("mine.yaml", "../mine.yaml"):
         assert refused(path).startswith("error: the DVC remote near has a relative path")
+    small("dvc", "config", "--local", "--unset", "core.remote")
+    small("dvc", "remote", "add", "--local", "-d", "gone", "/proc/nope")
+    assert re.match("error: dvc push: ERROR: .*/proc/nope'; run: chargpt check\n$", refused())
     small("dvc", "config", "--local", "--unset", "core.remote")
     small.plan(objective="accuracy")
     assert "objective is accuracy; it must be a key of metrics/evaluate.json" in refused()

@@ -36,10 +36,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, launch: str, **variables: str) -> subprocess.Popen[str]:
+def start(folder: Path, launch: str, *wrapper: str, **variables: str) -> subprocess.Popen[str]:
     path = folder / "params.yaml"
     path.write_text(re.sub("^launch: .*", f"launch: {launch}", path.read_text(), flags=re.MULTILINE))
-    command = [sys.executable, "-m", "stages", "train"]
+    command = [*wrapper, sys.executable, "-m", "stages", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CHARGPT_SAVE_EVERY_S": "0.05"} | variables
     return subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_hangups
@@ -105,6 +105,29 @@ def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path)
     for ours, theirs in zip(curve(prepared), single, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert not (tmp_path / "second/metrics").exists(), "the first machine writes"
+
+
+@pytest.mark.slow
+def test_a_host_without_an_address(prepared: Path) -> None:
+    """On one machine, the name of the host does not matter. Of several, an unknown first one is refused at once."""
+    two = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "first.invalid"}
+    status, said = finish(start(prepared, "torchrun --nproc-per-node 1", **two))
+    assert status == 1 and said.startswith("error: PET_MASTER_ADDR is 'first.invalid': ") and said.count("\n") == 1
+    renamed = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--uts",
+        "sh",
+        "-c",
+        'hostname nowhere.invalid && exec "$@"',
+        "sh",
+    ]
+    if subprocess.run([*renamed, "true"], capture_output=True).returncode:
+        pytest.skip("no privilege to rename the host")
+    for launch in ("torchrun --nproc-per-node 1", TWO):
+        status, said = finish(start(prepared, launch, *renamed))
+        assert status == 0, said
 
 
 def test_an_uneven_batch_is_refused(prepared: Path) -> None:
