@@ -238,14 +238,22 @@ def test_other_texts_are_refused(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dialect", "message"),
+    [
+        ("auto", "the loss is infinite: a diverged model; use an earlier one"),
+        ("relu-head", "w: the validation loss is (nan|inf): a diverged model; use"),
+    ],
+)
+def test_a_diverged_model_is_refused(tmp_path: Path, dialect: str, message: str) -> None:
     """Its weights are finite, but its loss is not."""
     reference = legacy_model("relu-head")
     ids = text_of(reference, 2000)
     with torch.no_grad():
         reference.lm_head.weight.fill_(3e38)
-    with pytest.raises(DoesNotFitCorpus, match="the loss is infinite: a diverged model; use an earlier one"):
-        migrate(read_legacy(save(reference, tmp_path / "w")), tmp_path / "m", VOCAB, ids)
+    with pytest.raises(ChargptError, match=message):
+        migrate(read_legacy(save(reference, tmp_path / "w")), tmp_path / "m", VOCAB, ids, dialect=dialect)
+    assert not (tmp_path / "m").exists()
 
 
 def test_unclear_dialects_are_refused() -> None:

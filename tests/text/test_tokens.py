@@ -152,13 +152,6 @@ def test_a_split_without_a_prediction_is_refused(length: int, val_fraction: floa
     )
 
 
-@given(st.integers(400, 10**9), st.floats(0.01, 0.99))
-def test_a_split_is_complete_and_near_its_fraction(length: int, val_fraction: float) -> None:
-    train, val = split_sizes(length, val_fraction)
-    assert train + val == length
-    assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
-
-
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))
 def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: int, batch_size: int) -> None:
     ids = np.arange(n, dtype=np.uint8)
