@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,6 @@ from chargpt.training.loop import SAVE, STOP, Trainer, check_sizes
 from chargpt.training.processes import ProcessGroup
 from chargpt.training.start import new_model
 from tests.conftest import random_model, write_params
-from tests.pipeline import ROOT
 
 CPU = torch.device("cpu")
 IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
@@ -185,13 +181,18 @@ def test_a_short_text_ends_a_run_early(tmp_path: Path) -> None:
     )
 
 
-def test_only_rank_0_reports_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two processes, without the first."""
+@pytest.fixture
+def unwrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers of several processes that are not there."""
     monkeypatch.setattr(Trainer, "wrap", lambda self: self.model)
-    monkeypatch.setattr(ProcessGroup, "max", lambda self, value: value)
-    monkeypatch.setattr(ProcessGroup, "mean", lambda self, value: value)
+    for name in ("max", "mean", "broadcast"):
+        monkeypatch.setattr(ProcessGroup, name, lambda self, value: value)
     monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: value[None])
-    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, checkpoint: checkpoint)
+
+
+@pytest.mark.usefixtures("unwrapped")
+def test_only_rank_0_reports_and_saves(tmp_path: Path) -> None:
+    """The second of two processes, without the first."""
     listener, store = Listener(stop_at=0), CheckpointStore(tmp_path / "checkpoints", {}, save_every_s=0)
     listener.should_stop = lambda: Stopped("enough")  # type: ignore[method-assign]
     with pytest.raises(Stopped):
@@ -326,13 +327,6 @@ def test_a_step_moves_the_weights_against_their_gradient(tmp_path: Path) -> None
             assert losses[step].item() == pytest.approx(loss.item()) and not losses[step].requires_grad
 
 
-@pytest.fixture
-def unwrapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers of several processes that are not there."""
-    monkeypatch.setattr(Trainer, "wrap", lambda self: self.model)
-    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, checkpoint: checkpoint)
-
-
 @pytest.mark.usefixtures("unwrapped")
 def test_each_process_computes_its_share_of_a_batch(tmp_path: Path) -> None:
     params = params_with(tmp_path, batch_size=6, dtype="float32")
@@ -448,23 +442,14 @@ def test_bfloat16_learns_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
-    write_params(tmp_path / "params.yaml", compile=True)
-    code = (
-        "from chargpt.runtime.exits import one_line_errors\n"
-        "from chargpt.project.params_file import load_params\n"
-        "from chargpt.training.loop import Trainer\n"
-        "from chargpt.training.start import new_model\n"
-        "params = load_params()\n"
-        "with one_line_errors():\n"
-        "    Trainer(new_model(params, 11), range(100), range(100), params)\n"
-    )
-    environment = {"PYTHONPATH": str(ROOT), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "compile: true does not work here" in line and "use -S compile=false" in line
+@pytest.mark.filterwarnings("ignore")
+def test_compile_without_a_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "c"))
+    without = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(ChargptError, match=r"^compile: true does not work here \(.+\); use -S compile=false$"):
+        start(params_with(tmp_path, compile=True))
 
 
 def test_an_untrained_model_is_no_result(tmp_path: Path) -> None:
