@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,11 +9,9 @@ from chargpt.errors import ChargptError
 from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.file import load_model, read_model
 from chargpt.project.params_file import load_params
-from tests.conftest import environment_of
 from tests.pipeline import ROOT
 
 OLD = ROOT / "tests/data/v0.1.0"
-COMMIT = "e2d4525d8b893e801081448bdc530a58b938a954"  # of 0.1.0
 
 
 def test_a_model_file() -> None:
@@ -38,22 +33,3 @@ def test_parameters() -> None:
         load_params(OLD / "params.yaml")
     (line,) = error.value.args
     assert line.endswith("key max_epochs is missing: add a line `max_epochs: ...` (a whole number, >= 1, <= 1000000)")
-
-
-@pytest.mark.system
-def test_its_commit_is_in_step_with_its_lock(tmp_path: Path) -> None:
-    """With the packages that are installed today."""
-    found = subprocess.run(["git", "cat-file", "-e", COMMIT], cwd=ROOT, capture_output=True)
-    if found.returncode:
-        pytest.skip(f"this clone's history does not reach back to {COMMIT}")
-    subprocess.run(["git", "clone", "-q", "--no-checkout", str(ROOT), str(tmp_path / "old")], check=True)
-    subprocess.run(["git", "checkout", "-q", COMMIT], cwd=tmp_path / "old", check=True)
-    done = subprocess.run(
-        ["dvc", "repro", "--dry", "--allow-missing"],
-        cwd=tmp_path / "old",
-        env=environment_of(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Running stage" not in done.stdout

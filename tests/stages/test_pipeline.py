@@ -105,6 +105,7 @@ def test_params_are_refused_before_torch_loads(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", lr="abc")
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import chargpt.runtime.environment, chargpt.runtime.progress, chargpt.runtime.torchrun\n"
         "import stages.__main__ as runner\n"
         "for stage in ('download', 'prepare', 'migrate', 'train', 'evaluate', 'sample', 'export'):\n"
         "    sys.argv[1:] = [stage]\n"

@@ -164,18 +164,6 @@ def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
 
 
 @pytest.mark.slow
-def test_an_orphan_while_torch_loads_saves_and_ends(repo: Path, start: Start, reference: dict[str, str]) -> None:
-    process = start(CHARGPT_SAVE_EVERY_S="1000")
-    until(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
-    process.kill()
-    output, _ = process.communicate(timeout=120)
-    assert f"stopped ({ORPHANED}); saved at step" in output
-    status, output = finish(start())
-    assert (status, "continuing at step" in output) == (0, True), output
-    assert trained(repo) == reference
-
-
-@pytest.mark.slow
 def test_orphans_of_torchrun_save_and_end(repo: Path, start: Start, reference: dict[str, str]) -> None:
     """DVC dies before torchrun has started the processes that train, so that none of them ever had it as ancestor."""
     params = (repo / "params.yaml").read_text()

@@ -73,16 +73,6 @@ def test_a_split_has_both_parts_or_is_refused(length: int, val_fraction: float) 
         assert exact - 1 - error < train <= exact + error
 
 
-def test_block_size_longer_than_a_split(folder: Path) -> None:
-    """Of the training split: refused. Of the validation split: its one window is partial, and whole."""
-    with pytest.raises(ChargptError, match=r"90 characters to train on; block_size=90 needs at least 91: .*-S block_s"):
-        pipeline("ab" * 50, block_size=90)
-    pipeline("ab" * 50, block_size=50)
-    positions = Path("metrics/positions.tsv").read_text().splitlines()
-    assert len(positions) == 1 + 9
-    assert len(Path("artifacts/sample.txt").read_text()) > 40
-
-
 def test_a_batch_larger_than_the_data(folder: Path) -> None:
     pipeline("abc" * 10, batch_size=500)
     assert json.loads(Path("metrics/evaluate.json").read_text())["val_loss"] < 3
