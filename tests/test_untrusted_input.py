@@ -426,10 +426,6 @@ def test_changed_legacy_directories(folder: Path, files: dict[str, Any]) -> None
     check(LEGACY, files, folder)
 
 
-def config_with(**change: Any) -> dict[str, Any]:
-    return {"config.json": json.dumps(json.loads(ONE_HEAD["config.json"]) | change).encode()}
-
-
 def weights(name: str, content: bytes) -> dict[str, Any]:
     return {f"weights/{name}.txt": content}
 
@@ -438,10 +434,8 @@ WPE = "position_embedding_table.weight"
 DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "blanks behind the last line": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\n2.0\n  "), ""),
     "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: not a parameter"),
-    "dropout of line breaks": (lambda: config_with(dropout="1\n" * 50), r"dropout is (1\\n){20}; it must be"),
     "config nested deep": (lambda: {"config.json": b'{"n_head": ' + b"[" * 800 + b"]" * 800 + b"}"}, r"is \[{40}, but"),
-    "config too large": (lambda: {"config.json": b"[" + b"1," * 100_000}, "not valid JSON"),
-    "rate of 400 digits": (lambda: config_with(learning_rate=10**400), r"lr is 10+\.\.\.0+; it must be a number"),
+    "rate of 400 digits": (lambda: {"config.json": b'{"learning_rate": 1%s}' % (b"0" * 400)}, r"lr is 10+\.\.\.0+; it"),
     "many values": (lambda: weights(WPE, b"# shape: [500000, 2]\n" + b"10\n" * 10**6) | {"config.json": b"{}"}, ""),
     "thousands of layers": (lambda: weights("blocks.1000.ln1.bias", b"# shape: [2]\n1\n2\n"), "not a parameter of"),
 }  # fmt: skip

@@ -14,8 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from resource import RLIMIT_AS, RLIMIT_FSIZE, setrlimit
 from typing import Any
 
 import pytest
@@ -26,7 +26,6 @@ from tests.pipeline import STAGES, outputs
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")]
 
 OLD = b"what an earlier run wrote\n"
-STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 # runs a stage as `python -m stages NAME` does; at the `count`-th audit event with `part` in an argument, acts
 RUNNER = """
 import os, runpy, signal, sys
@@ -127,27 +126,19 @@ def project(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Project
     ],
 )
 def test_signals(project: Project, stage: str, event: str, part: str, count: int, number: signal.Signals) -> None:
-    project.fail(stage, STATUS[number], (event, part, count), str(int(number)))
-
-
-def limit(kind: str, size: int) -> Callable[[], None]:
-    """For `prepare`: a limit of the process, such as RLIMIT_FSIZE for the size of a file."""
-
-    def set_limit() -> None:
-        import resource
-
-        resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (size, size))
-
-    return set_limit
+    status = -number if number == signal.SIGKILL else 128 + number
+    project.fail(stage, status, (event, part, count), str(int(number)))
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "export"])
 def test_no_disk_space(project: Project, stage: str) -> None:
-    assert "File too large" in project.fail(stage, 1, prepare=limit("FSIZE", 600))
+    assert "File too large" in project.fail(stage, 1, prepare=lambda: setrlimit(RLIMIT_FSIZE, (600, 600)))
 
 
 def test_no_memory(project: Project) -> None:
-    assert "error: not enough memory; free some" in project.fail("train", 1, prepare=limit("AS", 250 << 20))
+    assert "error: not enough memory; free some" in project.fail(
+        "train", 1, prepare=lambda: setrlimit(RLIMIT_AS, (250 << 20, 250 << 20))
+    )
 
 
 def test_closed_standard_streams(project: Project) -> None:

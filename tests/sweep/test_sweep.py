@@ -485,10 +485,7 @@ SLURM = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock
-MpiDefault=none
 ProctrackType=proctrack/linuxproc
 ReturnToService=2
 SlurmctldPort={ports[0]}
@@ -499,11 +496,9 @@ SlurmdSpoolDir={folder}
 StateSaveLocation={folder}
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-SwitchType=switch/none
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-JobAcctGatherType=jobacct_gather/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import psutil
 import pytest
 
+from chargpt.evaluation.curve import read_curve
 from chargpt.model.file import load_model
 from tests.conftest import TEXT, free_ports, hear_hangups, set_value, until, write_params
 from tests.pipeline import ROOT
@@ -58,19 +60,18 @@ def wait_for_saves(folder: Path) -> None:
     until(lambda: any(p.stat().st_mtime > since for p in checkpoints("*/checkpoint.safetensors")))
 
 
-def curve(folder: Path) -> list[list[float]]:
-    lines = (folder / "metrics/curves.tsv").read_text().splitlines()[1:]
-    return [[float(field) for field in line.split("\t")] for line in lines]
+def curve(folder: Path) -> list[tuple[float, ...]]:
+    return [astuple(row) for row in read_curve(folder / "metrics/curves.tsv")]
 
 
 @pytest.fixture(scope="module")
-def single(prepared: Path) -> list[list[float]]:
+def single(prepared: Path) -> list[tuple[float, ...]]:
     status, errors = finish(start(prepared, ONE))
     assert status == 0, errors
     return curve(prepared)
 
 
-def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) -> None:
+def test_same_curve_as_one_process(prepared: Path, single: list[tuple[float, ...]]) -> None:
     status, errors = finish(start(prepared, TWO))
     assert status == 0, errors
     assert errors.count("step 60/60") == 1, "one process speaks"
@@ -80,7 +81,7 @@ def test_same_curve_as_one_process(prepared: Path, single: list[list[float]]) ->
     assert not list((prepared / ".dvc/tmp/chargpt").iterdir())
 
 
-def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path) -> None:
+def test_two_machines(prepared: Path, single: list[tuple[float, ...]], tmp_path: Path) -> None:
     """As the two commands in docs/scaling.md start them, each in a copy of its own; interrupted, and started again.
 
     Only the first machine has the checkpoint.
@@ -106,6 +107,7 @@ def test_two_machines(prepared: Path, single: list[list[float]], tmp_path: Path)
     assert not (tmp_path / "second/metrics").exists(), "the first machine writes"
 
 
+@pytest.mark.slow
 def test_an_uneven_batch_is_refused(prepared: Path) -> None:
     text = (prepared / "params.yaml").read_text()
     set_value(prepared / "params.yaml", batch_size=5)
@@ -118,7 +120,7 @@ def test_an_uneven_batch_is_refused(prepared: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single: list[list[float]]) -> None:
+def test_a_killed_rank_ends_the_run_which_then_continues(prepared: Path, single: list[tuple[float, ...]]) -> None:
     text = (prepared / "params.yaml").read_text()
     set_value(prepared / "params.yaml", max_iters=500)
     status, errors = finish(start(prepared, TWO))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -253,47 +252,44 @@ def test_a_continued_run_uses_as_many_threads_as_before(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-class Shelf(CheckpointStore):
-    """A store that writes nothing: it notes at which steps it would, and fails to if `works` is false."""
-
-    def __init__(self, is_due: bool = False, works: bool = True) -> None:
-        self.is_due, self.works = is_due, works
-        self.steps: list[int] = []
-
-    def due(self) -> bool:
-        return self.is_due
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        self.steps.append(facts["step"])
-        return self.works
-
-    def load(self) -> None:
-        return None
+@pytest.fixture
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps of the checkpoints, which are not written."""
+    steps: list[int] = []
+    monkeypatch.setattr(CheckpointStore, "save", lambda self, _, facts: steps.append(facts["step"]) is None)
+    return steps
 
 
-def test_a_checkpoint_is_saved_when_it_is_due(toy_params: Params) -> None:
-    for due, steps in ((True, list(range(11))), (False, [])):
-        listener, store = Listener(), Shelf(due)
-        start(toy_params, listener, store=store).train()
-        assert store.steps == steps
-        assert [line.split(";")[0] for line in listener.log] == ["done"]
+@pytest.mark.parametrize(("every_s", "steps"), [(0.0, list(range(11))), (1000.0, [])])
+def test_a_checkpoint_is_saved_when_it_is_due(
+    toy_params: Params, tmp_path: Path, saves: list[int], every_s: float, steps: list[int]
+) -> None:
+    listener = Listener()
+    start(toy_params, listener, store=CheckpointStore(tmp_path, {}, save_every_s=every_s)).train()
+    assert saves == steps
+    assert [line.split(";")[0] for line in listener.log] == ["done"]
 
 
-@pytest.mark.parametrize("store", [None, Shelf(works=False)])
-def test_a_stop_without_a_checkpoint_says_so(toy_params: Params, store: Shelf | None) -> None:
+@pytest.mark.parametrize("has_store", [False, True])
+def test_a_stop_without_a_checkpoint_says_so(
+    toy_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_store: bool
+) -> None:
+    monkeypatch.setattr(CheckpointStore, "save", lambda *_: False)
     listener = Listener(stop_at=3)
     with pytest.raises(Stopped):
-        start(toy_params, listener, store=store).train()
+        start(toy_params, listener, store=CheckpointStore(tmp_path, {}) if has_store else None).train()
     assert listener.log == ["stopped (enough); not saved. Run the same command to continue."]
 
 
-def test_one_process_that_stops_stops_all(toy_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_that_stops_stops_all(
+    toy_params: Params, tmp_path: Path, saves: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     requested: list[int] = [0, STOP, *[SAVE] * 30]  # by the other process: in the evaluation, then before each step
     monkeypatch.setattr(ProcessGroup, "max", lambda self, value: max(value, requested.pop(0)))
-    listener, store = Listener(), Shelf()
+    listener = Listener()
     with pytest.raises(Stopped):
-        start(toy_params, listener, store=store).train()
-    assert store.steps == [0]
+        start(toy_params, listener, store=CheckpointStore(tmp_path, {})).train()
+    assert saves == [0]
     assert listener.log == ["stopped (another rank stopped); saved at step 0. Run the same command to continue."]
 
 
