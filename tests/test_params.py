@@ -115,7 +115,6 @@ def test_eight_problems_are_listed_and_the_rest_counted() -> None:
     ("key", "shown"),
     [
         ("lrate", "unknown key lrate: did you mean lr?"),
-        ("batchsize", "unknown key batchsize: did you mean batch_size?"),
         ("x" * 60, f"unknown key {'x' * 60}: the keys are corpus"),
         ("x" * 61, f"unknown key '{'x' * 27}...{'x' * 28}': the keys"),
         ("a b", "unknown key 'a b': the keys are"),

@@ -1,14 +1,11 @@
-"""What the first release wrote, at toy size: it is read, or one line says what to do."""
+"""A model file that the first release wrote, at toy size, is read as that release read it."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from chargpt.errors import ChargptError
 from chargpt.inference.sampling import Sampling, generate
 from chargpt.model.file import load_model, read_model
-from chargpt.project.params_file import load_params
 from tests.pipeline import ROOT
 
 OLD = ROOT / "tests/data/v0.1.0"
@@ -26,10 +23,3 @@ def test_a_model_file() -> None:
         logits[:5].detach(), torch.tensor([-0.6032941, 3.2094593, -0.869508, -1.3818066, -0.8693285]), atol=1e-5, rtol=0
     )
     assert read_model(OLD / "model.safetensors").params["lr"] == 0.02
-
-
-def test_parameters() -> None:
-    with pytest.raises(ChargptError) as error:
-        load_params(OLD / "params.yaml")
-    (line,) = error.value.args
-    assert line.endswith("key max_epochs is missing: add a line `max_epochs: ...` (a whole number, >= 1, <= 1000000)")

@@ -136,9 +136,8 @@ def test_no_disk_space(project: Project, stage: str) -> None:
 
 
 def test_no_memory(project: Project) -> None:
-    assert "error: not enough memory; free some" in project.fail(
-        "train", 1, prepare=lambda: setrlimit(RLIMIT_AS, (250 << 20, 250 << 20))
-    )
+    said = project.fail("train", 1, prepare=lambda: setrlimit(RLIMIT_AS, (250 << 20, 250 << 20)))
+    assert "error: not enough memory; free some" in said
 
 
 def test_closed_standard_streams(project: Project) -> None:
