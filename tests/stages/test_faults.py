@@ -122,7 +122,7 @@ def project(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Project
         ("train", "os.rename", "checkpoint.safetensors", 5, signal.SIGTERM),
         ("train", "os.rename", "model.safetensors", 1, signal.SIGKILL),
         ("evaluate", "import", "torch", 1, signal.SIGINT),
-        ("export", "os.rename", "hf/tokenizer_config.json", 1, signal.SIGKILL),
+        ("export", "os.rename", "hf/tokenizer_config.json", 1, signal.SIGTERM),
     ],
 )
 def test_signals(project: Project, stage: str, event: str, part: str, count: int, number: signal.Signals) -> None:
