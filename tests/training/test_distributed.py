@@ -71,6 +71,7 @@ def single(prepared: Path) -> list[tuple[float, ...]]:
     return curve(prepared)
 
 
+@pytest.mark.slow
 def test_same_curve_as_one_process(prepared: Path, single: list[tuple[float, ...]]) -> None:
     status, errors = finish(start(prepared, TWO))
     assert status == 0, errors
