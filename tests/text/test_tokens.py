@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 from chargpt.errors import ChargptError
 from chargpt.text import corpus as text
@@ -150,13 +149,6 @@ def test_a_split_without_a_prediction_is_refused(length: int, val_fraction: floa
     )
 
 
-@given(st.integers(400, 10**9), st.floats(0.01, 0.99))
-def test_a_split_is_complete_and_near_its_fraction(length: int, val_fraction: float) -> None:
-    train, val = split_sizes(length, val_fraction)
-    assert train + val == length
-    assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
-
-
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))
 def test_evaluation_predicts_each_character_once_in_order(n: int, block_size: int, batch_size: int) -> None:
     ids = np.arange(n, dtype=np.uint8)
@@ -214,16 +206,11 @@ def test_training_batches_depend_on_seed_and_step_only(seed: int, step: int) -> 
     assert (x == again).all() and not (x == other).all()
 
 
-@pytest.mark.parametrize("val", [[0, 3], [0], [], [[0, 1], [1, 0]], np.array([0, 1], np.uint16)])
-def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
-    arrays = {"train": np.zeros(5, np.uint8), "val": np.asarray(val, getattr(val, "dtype", np.uint8))}
-    save_file(arrays, tmp_path / "t")
-    with pytest.raises(ChargptError, match="ids of the vocabulary's 3 characters; run: dvc repro -f prepare"):
-        read_tokens(tmp_path / "t", Vocab("abc"))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int64, torch.bool])
-def test_other_tensors_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
-    safetensors.torch.save_file({"train": torch.ones(10).to(dtype)}, tmp_path / "t")
-    with pytest.raises(ChargptError, match="t: does not hold ids of the vocabulary's 3 characters"):
+@pytest.mark.parametrize("val", [[0, 3], [0], [], [[0, 1], [1, 0]]])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.bfloat16, torch.float8_e4m3fn, torch.bool])
+def test_damaged_tokens_are_refused(tmp_path: Path, val: list[Any], dtype: torch.dtype) -> None:
+    """Also ids that would be right in another dtype."""
+    val = val if dtype == torch.uint8 else [0, 1]
+    save_file({"train": torch.zeros(5).to(dtype), "val": torch.tensor(val).to(dtype)}, tmp_path / "t")
+    with pytest.raises(ChargptError, match="t: does not hold ids of the vocabulary's 3 characters; run: dvc repro -f"):
         read_tokens(tmp_path / "t", Vocab("abc"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,12 @@ def test_migrated_model_of_another_shape(toy_params: Params) -> None:
         continued_model(random_model(GPTConfig(11, 8, 1, 3, 12)), toy_params)
 
 
-def test_a_migrated_model_has_the_dropout_of_params_yaml(tmp_path: Path) -> None:
-    migrated = random_model(GPTConfig(11, 8, 1, 2, 8, dropout=0.1))
-    assert continued_model(migrated, params_with(tmp_path, dropout=0.4)).config.dropout == 0.4
-
-
-def test_migrated_model_starts_where_it_was(toy_params: Params) -> None:
-    migrated = random_model(GPTConfig(11, 8, 1, 2, 8, activation="relu", attention_scale="embedding"))
+def test_migrated_model_starts_where_it_was(tmp_path: Path) -> None:
+    """But with the dropout of params.yaml."""
+    params = params_with(tmp_path, dropout=0.4)
+    migrated = random_model(GPTConfig(11, 8, 1, 2, 8, dropout=0.1, activation="relu", attention_scale="embedding"))
     before = {name: t.clone() for name, t in migrated.state_dict().items()}
-    model, rows = run(toy_params, model=continued_model(migrated, toy_params))
+    model, rows = run(params, model=continued_model(migrated, params))
     assert rows[0].val_loss == evaluate(migrated, VAL)
-    assert (model.config.activation, model.config.attention_scale) == ("relu", "embedding")
+    assert model.config == replace(migrated.config, dropout=0.4)
     assert all(torch.equal(t, before[name]) for name, t in migrated.state_dict().items()), "it is not trained itself"
