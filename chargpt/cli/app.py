@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from chargpt.cli.generate import generate
 from chargpt.cli.models import export, inspect, migrate
 from chargpt.cli.project import check, gate, release, report
+from chargpt.cli.score import score
 from chargpt.cli.sweep import sweep, trial
 from chargpt.runtime.exits import one_line_errors, silence_stdout
 
@@ -32,7 +33,7 @@ class OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=OneLineErrors,
-    help="A small character-level language model: generate text; migrate, export, check and release models.",
+    help="A small character-level language model: generate and score text; migrate, export, check and release models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,5 +56,5 @@ def _main(
     pass
 
 
-for command in (generate, migrate, export, inspect, report, check, gate, release, sweep, trial):
+for command in (generate, score, migrate, export, inspect, report, check, gate, release, sweep, trial):
     app.command()(command)

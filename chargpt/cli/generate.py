@@ -25,6 +25,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest character; 1: as learned.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest characters only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest that add up to p.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text before which to end; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same text.")] = None,
     model: Annotated[Path, typer.Option(help="Model file.")] = Path(MODEL),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
@@ -36,12 +37,13 @@ def generate(
     import_undisturbed("chargpt.inference.sampling")
     from chargpt.files import atomic_write
     from chargpt.inference.decoder import place
+    from chargpt.inference.facade import until
     from chargpt.inference.sampling import Random, Sampling, stream
 
     refuse_own(output, model)
     text = _read_prompt(prompt, prompt_file)
     file = read_model(model)
-    idx, source, random = [file.vocab.encode(text)], place(file, device), Random(seed)
+    idx, source, random = [file.vocab.encode(file.vocab.closest(text))], place(file, device), Random(seed)
     if sys.stdout is None and output is None:
         raise ChargptError("standard output is closed; pass --output")
     sampling = Sampling(temperature, top_k, top_p, exact)
@@ -50,8 +52,8 @@ def generate(
             head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
             written = stream(source, idx, max_tokens, sampling, random)
             shown = head + text  # not yet: a note about compiling comes first, and would follow it in a terminal
-            for chosen in written:
-                target.write((shown + file.vocab.decode(chosen.tolist())).encode())
+            for piece in until(map(file.vocab.decode, written), stop or []):
+                target.write((shown + piece).encode())
                 target.flush()
                 shown = ""
             target.write(f"{shown}\n".encode())

@@ -19,6 +19,7 @@ from chargpt.project.outputs import refuse_own, require_outputs
 from chargpt.runtime.exits import import_undisturbed
 
 if TYPE_CHECKING:
+    from chargpt.inference.facade import LanguageModel
     from chargpt.model.file import ModelFile
 
 EXPORTS = (".html", ".gguf", ".onnx")  # suffixes of exported files
@@ -31,6 +32,15 @@ def read_model(model: Path) -> ModelFile:
     if model == Path(MODEL):
         require_outputs(MODEL)
     return read_model(model)
+
+
+def load(model: Path) -> LanguageModel:
+    """Like `read_model`, for scoring."""
+    from chargpt.inference import facade
+
+    if model == Path(MODEL):
+        require_outputs(MODEL)
+    return facade.load(model)
 
 
 def migrate(

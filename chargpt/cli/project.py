@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from chargpt.cli.models import load
 from chargpt.errors import ChargptError, escape
 from chargpt.paths import MODEL
 from chargpt.project.outputs import refuse_own
@@ -36,6 +37,7 @@ def gate(
     max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a fraction of the old value.")] = 0.01,
 ) -> None:
     """Exit with status 1 if a metric is worse than at another revision; for continuous integration."""
+    import_undisturbed("dvc")
     from chargpt.project.compare import compare
 
     revision, rows = compare(against, max_regression)
@@ -54,13 +56,23 @@ def report(
     against: Annotated[str | None, typer.Option(help="Revision or experiment; by default, the last version.")] = None,
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    text: Annotated[Path | None, typer.Option(help="Show this text instead, coloured by the model's surprise.")] = None,
+    model: Annotated[Path, typer.Option(help="Model file for --text.")] = Path(MODEL),
 ) -> None:
-    """Write a page about the pipeline's model, compared with another version of it."""
+    """Write a page about the pipeline's model, compared with another version of it, or about a text."""
     limit_threads()
+    refuse_own(output, text, model)
+    if text:
+        from chargpt.evaluation.surprise import text_page
+        from chargpt.files import write_text
+        from chargpt.text.corpus import read_text
+
+        write_text(output, text_page(load(model), "".join(read_text(text)).split("\n")))
+        print(f"wrote {output}")
+        return
     import_undisturbed("torch")
     from chargpt.project.compare import write_report
 
-    refuse_own(output)
     previous = write_report(output, against, device)
     print(f"wrote {output}; " + (f"compared with {previous}" if previous else "no earlier version to compare with"))
 

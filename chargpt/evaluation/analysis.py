@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from chargpt.evaluation.loss import character_losses
+from chargpt.evaluation.surprise import visible
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Ids, evaluation_batches
+from chargpt.text.tokens import Ids
 from chargpt.text.vocab import Vocab
 
 HARDEST = 15  # number of characters that are listed
 RARE = 0.0005  # fraction of the text; a rarer character is not listed, because its mean loss is left to chance
-NAMES = {"\n": "\u23ce", " ": "\u2423", "\t": "\u21e5"}
 
 
 @dataclass(frozen=True)
@@ -69,46 +67,3 @@ def analyse(model: GPT, ids: Ids) -> Analysis:
         character_nats += np.bincount(flat, nats.double().flatten().numpy(), vocab_size)
         character_counts += np.bincount(flat, minlength=vocab_size)
     return Analysis(position_nats, position_counts, character_nats, character_counts)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A character of a text, and what the model expected at its place.
-
-    probability: what the model gave this character. likeliest: the likeliest characters and their probabilities.
-    """
-
-    character: str
-    probability: float
-    likeliest: list[tuple[str, float]]
-
-
-@torch.no_grad()
-def predictions(model: GPT, vocab: Vocab, ids: Ids, alternatives: int = 5) -> list[Prediction]:
-    """What the model expected at each character of `ids` but the first, in the same windows as in evaluation.
-
-    ids: (N,) unsigned integers, N >= 2. alternatives: how many of the likeliest characters to return.
-    """
-    found = []
-    for batch in evaluation_batches(ids, model.config.block_size, 1):
-        idx, targets = (torch.from_numpy(part) for part in batch)
-        probabilities = model(idx.to(model.wte.weight.device))[0].softmax(-1).cpu()
-        given = probabilities.gather(1, targets[0, :, None])[:, 0]
-        top, top_ids = probabilities.topk(min(alternatives, len(vocab)))
-        columns = (column.tolist() for column in (targets[0], given, top, top_ids))
-        for target, p, row, row_ids in zip(*columns, strict=True):
-            likeliest = [(vocab.itos[i], q) for i, q in zip(row_ids, row, strict=True)]
-            found.append(Prediction(vocab.itos[target], p, likeliest))
-    return found
-
-
-def visible(character: str) -> str:
-    """A character in a visible form, for charts and tables.
-
-    Space, tab and line end become symbols, and other characters that do not print become their code point, `U+0007`.
-    """
-    if character in NAMES:
-        return NAMES[character]
-    if unicodedata.combining(character):
-        return "\u25cc" + character
-    return character if character.isprintable() else f"U+{ord(character):04X}"

@@ -5,25 +5,24 @@ The page is one file without scripts or links, so it opens anywhere. The same in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from chargpt.evaluation.analysis import Analysis, Prediction, analyse, predictions, visible
+from chargpt.evaluation.analysis import Analysis, analyse
 from chargpt.evaluation.charts import charts
 from chargpt.evaluation.curve import Row
 from chargpt.evaluation.loss import metrics
 from chargpt.evaluation.memorisation import PASSAGE, SAMPLING, memorisation
+from chargpt.evaluation.surprise import LEVELS, TEMPLATE, cell, printable
 from chargpt.inference.decoder import pack
+from chargpt.inference.facade import LanguageModel
 from chargpt.inference.sampling import Random, generate
+from chargpt.model.file import ModelFile
 from chargpt.model.gpt import GPT
 from chargpt.templates import render
 from chargpt.text.tokens import Ids
 from chargpt.text.vocab import Vocab
 
-LEVELS = 9  # of surprise; each is one bit wide, the last has no upper limit
 STRETCH = 1200  # characters of the validation text that the page shows
 CONTINUATION = 400  # characters that the model generates after that text
 
@@ -60,33 +59,20 @@ def make_report(
         "validation_share": round(validation.share, 6),
     }
     stretch = val_ids[: STRETCH + 1]
+    language = LanguageModel(ModelFile(model.config, vocab, model.arrays()))
+    before, shown = vocab.decode(stretch[:1]), vocab.decode(stretch[1:])
     written = generate(packed, stretch[None], CONTINUATION, SAMPLING, Random(0))
     page = render(
-        Path(__file__).with_name("report.html.j2"),
+        TEMPLATE,
         facts={"parameters": f"{model.config.parameters:,}"} | vars(model.config),
         metrics=[(name, value, previous[1].get(name) if previous else None) for name, value in sorted(figures.items())],
         previous=previous[0] if previous else None,
         memorised=memorised,
-        passage=_printable(vocab.decode(generated.longest)),
+        passage=printable(vocab.decode(generated.longest)),
         passage_length=PASSAGE,
         charts=charts(curve, analysis, vocab),
-        stretch=[_cell(prediction) for prediction in predictions(model, vocab, stretch)],
+        stretch=[cell(prediction) for prediction in language.predictions(shown, before)],
         levels=range(LEVELS),
-        sample=_printable(vocab.decode(written[0, len(stretch) :])),
+        sample=printable(vocab.decode(written[0, len(stretch) :])),
     )
     return Report(figures, memorised, analysis, page)
-
-
-def _cell(prediction: Prediction) -> dict[str, Any]:
-    """How the page shows a character of the coloured text: its form, level of surprise, and details on hover."""
-    character, p = prediction.character, prediction.probability
-    bits = -math.log2(max(p, 2**-40))
-    lines = [f"{visible(character)}  {p:.1%}, {bits:.1f} bits", "", "expected:"]
-    lines += [f"{'>' if other == character else ' '} {visible(other)}  {q:.1%}" for other, q in prediction.likeliest]
-    shown = visible(character) if character == "\n" else _printable(character)
-    return {"shown": shown, "level": min(LEVELS - 1, int(bits)), "about": "\n".join(lines), "ends": character == "\n"}
-
-
-def _printable(text: str) -> str:
-    """Running text in which characters that do not print, or reverse the text, are made visible."""
-    return "".join(c if c == "\n" or c.isprintable() else visible(c) for c in text)

@@ -9,8 +9,7 @@ from typing import Any
 
 from chargpt.errors import ChargptError
 from chargpt.export.card import model_card
-from chargpt.export.layout import gpt2_layout, special_tokens
-from chargpt.export.onnx import fits, gpt2_graph, write_onnx
+from chargpt.export.layout import Floats, gpt2_layout, special_tokens
 from chargpt.files import temporary_directory, write_json, write_text
 from chargpt.model.file import ModelFile
 from chargpt.tensors import write_tensors
@@ -25,10 +24,11 @@ FILES = NEEDED | {ONNX, "README.md", "generation_config.json"}
 def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | None = None) -> str:
     """Write config.json, model.safetensors, the tokenizer and a model card (README.md) into the directory `output`.
 
-    For transformers.js, the directory also holds the model as an ONNX graph, if its weights fit into one (2 GiB).
+    For transformers.js, the directory also holds the model as an ONNX graph, if its weights fit into one (2 GiB) and
+    the package onnx is installed.
 
     metrics: the model's metrics, for the model card.
-    Returns a remark for the user if vLLM cannot run the model, otherwise an empty string.
+    Returns a remark for the user if the graph is missing or vLLM cannot run the model, otherwise an empty string.
     A new directory appears complete. An earlier export is overwritten file by file. No file is removed. The same
     arguments give the same bytes. Raises ChargptError if `output` holds anything but an earlier export, or if a weight
     in GPT-2's layout is not finite.
@@ -54,8 +54,7 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
         sampling = {"do_sample": True, "temperature": 0.8, "max_length": config["n_positions"]}
         write_json(folder / "generation_config.json", sampling | {"pad_token_id": len(model.vocab) + 2})
         write_text(folder / "README.md", model_card(model, metrics or {}, config["n_embd"]))
-        if fits(tensors):
-            write_onnx(gpt2_graph(tensors, config), folder / ONNX)
+        remarks = [] if _write_onnx(tensors, config, folder) else ["without onnx, the directory has no ONNX graph"]
         if output.exists() and any(output.iterdir()):
             (output / ONNX).parent.mkdir(exist_ok=True)
             (output / ONNX).unlink(missing_ok=True)  # the new model may be too large for one
@@ -64,10 +63,21 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
         else:
             os.replace(folder, os.path.realpath(output))
     head_size = config["n_embd"] // model.config.n_head
-    if head_size in VLLM_HEADS:
-        return ""
-    allowed = ", ".join(map(str, VLLM_HEADS))
-    return f"vLLM cannot run this model: its heads are stored with {head_size} units; vLLM takes {allowed}"
+    if head_size not in VLLM_HEADS:
+        allowed = ", ".join(map(str, VLLM_HEADS))
+        remarks += [f"vLLM cannot run this model: its heads are stored with {head_size} units; vLLM takes {allowed}"]
+    return "; ".join(remarks)
+
+
+def _write_onnx(tensors: Mapping[str, Floats], config: Mapping[str, Any], folder: Path) -> bool:
+    """Write the ONNX graph, if its weights fit into one. Returns False if the package onnx is not installed."""
+    try:
+        from chargpt.export.onnx import fits, gpt2_graph, write_onnx
+    except ModuleNotFoundError:
+        return False
+    if fits(tensors):
+        write_onnx(gpt2_graph(tensors, config), folder / ONNX)
+    return True
 
 
 def _names(folder: Path) -> set[str]:

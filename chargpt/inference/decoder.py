@@ -6,6 +6,7 @@ On a CPU, torch, which takes seconds to load, is not needed.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Union
 
 import numpy as np
@@ -49,10 +50,11 @@ class Decoder(Protocol):
 def place(model: ModelFile, device: str) -> Model:
     """The model for a value of `device` in params.yaml, prepared as by `pack`.
 
-    `auto` takes the CPU for a small model, which generates fastest there, and otherwise a GPU if there is one.
+    `auto` takes the CPU for a small model, which generates fastest there, or without torch; otherwise a GPU if there is
+    one.
     Raises ChargptError if the device is not available.
     """
-    if device == "cpu" or (device == "auto" and model.config.parameters <= SMALL):
+    if device == "cpu" or (device == "auto" and (model.config.parameters <= SMALL or not find_spec("torch"))):
         return pack(model)
     from chargpt.device import pick_device
     from chargpt.model.gpt import GPT

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chargpt.inference.compiled import compiled, inlined, inlined_in_order
-from chargpt.inference.vectors import LANES, add_multiple, load, store
+from chargpt.inference.vectors import GROUP, LANES, add_rows
 from chargpt.model.config import GPTConfig
 
 f32 = np.float32
@@ -130,6 +130,16 @@ def exp(x: Any) -> Any:
 
 
 @inlined
+def largest(row: Any) -> Any:
+    """The largest number of row (N,), compared as whole numbers in the same order: LLVM makes vectors of these only."""
+    bits = row.view(np.int32)
+    best = bits[0] ^ ((bits[0] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    for i in range(bits.shape[0]):
+        best = max(best, bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return np.int32(best ^ ((best >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@inlined
 def gelu(row: Any) -> None:
     """x times the normal distribution's share below x, in place, within 3e-7 |x|.
 
@@ -176,21 +186,18 @@ def add(y: Any, bias: Any) -> None:
 
 @inlined_in_order
 def add_product(x: Any, w: Any, y: Any) -> None:
-    """y (R, N') += x (R, K or more) @ w, a matrix (K, N). Two rows at a time use what is read of w."""
+    """y (R, N') += x (R, K or more) @ w, a matrix (K, N)."""
     R = x.shape[0]
-    P, K, _ = w.shape
-    for p in range(P):
-        part = w[p]
-        for r in range(0, R, 2):
-            s = min(r + 1, R - 1)  # a last row alone is computed twice
-            first, second = y[r, p * LANES :], y[s, p * LANES :]
-            a, b = load(first), load(second)
-            for k in range(K):
-                row = load(part[k])
-                a = add_multiple(a, x[r, k], row)
-                b = add_multiple(b, x[s, k], row)
-            store(a, first)
-            store(b, second)
+    for p in range(w.shape[0]):
+        r = 0
+        while r + GROUP <= R:
+            add_rows(GROUP, x[r:], w[p], y[r:, p * LANES :])
+            r += GROUP
+        while r + 2 <= R:
+            add_rows(2, x[r:], w[p], y[r:, p * LANES :])
+            r += 2
+        if r < R:
+            add_rows(1, x[r:], w[p], y[r:, p * LANES :])
 
 
 @inlined
@@ -211,35 +218,87 @@ def layer_norm(x: Any, weight: Any, y: Any) -> None:
 
 
 @inlined
-def attention(qkv: Any, keys: Any, values: Any, start: Any, y: Any) -> None:
-    """Causal attention of the new positions start .. start + S - 1: qkv (B S, (3C)') to y (B S, C').
+def attention(qkv: Any, keys: Any, values: Any, bounds: Any, start: Any, y: Any) -> None:
+    """Causal attention of the new positions: qkv (R, (3C)') to y (R, C'). bounds and start: see `transform`.
 
     keys and values: a layer of a `Cache`; those of the new positions are added.
     """
-    B, nh, blocks, hs, _ = keys.shape
+    _, nh, blocks, hs, _ = keys.shape
     C = nh * hs
-    S = qkv.shape[0] // B
-    scores, mixed = np.empty((1, blocks * LANES), f32), np.empty((1, values.shape[2] * LANES), f32)
-    for r in range(B * S):
-        t = start + r % S
-        end = (t // LANES + 1) * LANES
+    scores, mixed = np.empty((GROUP, blocks * LANES), f32), np.empty((GROUP, values.shape[2] * LANES), f32)
+    totals = np.empty(GROUP, f32)
+    for b in range(bounds.shape[0] - 1):
         for h in range(nh):
-            k, v = keys[r // S, h], values[r // S, h]
-            for d in range(hs):
-                k[t // LANES, d, t % LANES] = qkv[r, C + h * hs + d]
-                v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
-            clear(scores[:, :end])
-            add_product(qkv[r : r + 1, h * hs : (h + 1) * hs], k[: end // LANES], scores)
-            best, total = scores[0, 0], f32(0)
-            for i in range(t + 1):
-                best = max(best, scores[0, i])
-            for i in range(t + 1):
-                scores[0, i] = exp(scores[0, i] - best)
-                total += scores[0, i]
-            clear(mixed)
-            add_product(scores, v[:, : t + 1], mixed)
-            for d in range(hs):
-                y[r, h * hs + d] = mixed[0, d] / total
+            k, v = keys[b % keys.shape[0], h], values[b % keys.shape[0], h]
+            for r in range(bounds[b], bounds[b + 1]):
+                t = start + r - bounds[b]
+                block, lane = k[t // LANES], t % LANES
+                for d in range(hs):
+                    block[d, lane] = qkv[r, C + h * hs + d]
+                for d in range(hs):
+                    v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
+            for first in range(bounds[b], bounds[b + 1], GROUP):
+                last = min(first + GROUP, bounds[b + 1])
+                seen = start + last - bounds[b]
+                end = (seen + LANES - 1) // LANES
+                clear(scores[: last - first, : end * LANES])
+                add_product(qkv[first:last, h * hs : (h + 1) * hs], k[:end], scores)
+                for r in range(first, last):
+                    t = start + r - bounds[b]
+                    row = scores[r - first, : (t // LANES + 1) * LANES]  # whole vectors: a loop has no slow rest
+                    for i in range(t + 1, row.shape[0]):
+                        row[i] = row[0]
+                    best, total = largest(row), f32(0)
+                    for i in range(row.shape[0]):
+                        row[i] = exp(row[i] - best) if i <= t else f32(0)
+                        total += row[i]
+                    totals[r - first] = total
+                    for i in range(row.shape[0], seen):
+                        scores[r - first, i] = f32(0)
+                clear(mixed)
+                add_product(scores[: last - first], v[:, :seen], mixed)
+                for r in range(first, last):
+                    for d in range(hs):
+                        y[r, h * hs + d] = mixed[r - first, d] / totals[r - first]
+
+
+@inlined
+def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) -> Any:
+    """Read texts, and return what the last layer makes of each character, normalised, (R, C') float32.
+
+    ids: (R,) whole numbers, the texts one after another. bounds: (B + 1,), where each begins, and R.
+    start: the position of each text's first character. cache: of the positions before; those of ids are added. Of a
+    cache of fewer texts or layers, all use the same part, one after another.
+    """
+    R = ids.shape[0]
+    x = np.empty((R, w.wte.shape[1]), f32)
+    normed, y = np.empty_like(x), np.empty_like(x)
+    qkv, hidden = np.empty((R, w.c_attn.shape[1] * LANES), f32), np.empty((R, w.fc_bias.shape[1]), f32)
+    for b in range(bounds.shape[0] - 1):
+        for r in range(bounds[b], bounds[b + 1]):
+            for i in range(x.shape[1]):
+                x[r, i] = w.wte[ids[r], i] + w.wpe[start + r - bounds[b], i]
+    for layer in range(w.c_attn.shape[0]):
+        layer_norm(x, w.ln_1[layer], normed)
+        clear(qkv)
+        add_product(normed, w.c_attn[layer], qkv)
+        part = layer % cache.keys.shape[0]
+        attention(qkv, cache.keys[part], cache.values[part], bounds, start, y)
+        add(x, w.attn_bias[layer])
+        add_product(y, w.attn_proj[layer], x)
+        layer_norm(x, w.ln_2[layer], normed)
+        fill(hidden, w.fc_bias[layer])
+        add_product(normed, w.c_fc[layer], hidden)
+        for r in range(R):
+            if relu:
+                for i in range(hidden.shape[1]):
+                    hidden[r, i] = max(hidden[r, i], f32(0))
+            else:
+                gelu(hidden[r])
+        add(x, w.mlp_bias[layer])
+        add_product(hidden, w.mlp_proj[layer], x)
+    layer_norm(x, w.ln_f, normed)
+    return normed
 
 
 @inlined
@@ -249,40 +308,39 @@ def read(w: Any, relu: Any, cache: Any, idx: Any, start: Any, logits: Any) -> No
     cache: of the positions before; those of idx are added.
     """
     B, S = idx.shape
-    x = np.empty((B * S, w.wte.shape[1]), f32)
-    normed, y = np.empty_like(x), np.empty_like(x)
-    qkv, hidden = np.empty((B * S, w.c_attn.shape[1] * LANES), f32), np.empty((B * S, w.fc_bias.shape[1]), f32)
-    for r in range(B * S):
-        for i in range(x.shape[1]):
-            x[r, i] = w.wte[idx[r // S, r % S], i] + w.wpe[start + r % S, i]
-    for layer in range(w.c_attn.shape[0]):
-        layer_norm(x, w.ln_1[layer], normed)
-        clear(qkv)
-        add_product(normed, w.c_attn[layer], qkv)
-        attention(qkv, cache.keys[layer], cache.values[layer], start, y)
-        add(x, w.attn_bias[layer])
-        add_product(y, w.attn_proj[layer], x)
-        layer_norm(x, w.ln_2[layer], normed)
-        fill(hidden, w.fc_bias[layer])
-        add_product(normed, w.c_fc[layer], hidden)
-        for r in range(B * S):
-            if relu:
-                for i in range(hidden.shape[1]):
-                    hidden[r, i] = max(hidden[r, i], f32(0))
-            else:
-                gelu(hidden[r])
-        add(x, w.mlp_bias[layer])
-        add_product(hidden, w.mlp_proj[layer], x)
-    for b in range(B):
-        for i in range(x.shape[1]):
-            x[b, i] = x[b * S + S - 1, i]
-    layer_norm(x[:B], w.ln_f, normed[:B])
+    x = transform(w, relu, cache, idx.reshape(B * S), S * np.arange(B + 1), start)
     whole = np.empty((B, w.head_bias.shape[0]), f32)
     fill(whole, w.head_bias)
-    add_product(normed[:B], w.lm_head, whole)
+    add_product(x[S - 1 :: S], w.lm_head, whole)
     for b in range(B):
         for i in range(logits.shape[1]):
             logits[b, i] = whole[b, i]
+
+
+@compiled
+def score(w: Any, relu: Any, cache: Any, ids: Any, targets: Any, bounds: Any, start: Any, all_of_them: Any) -> Any:
+    """How surprising the targets (R,) are, each after its text up to the character of ids (R,): (R,) float64, nats.
+
+    all_of_them: (R, V) float32, become the log probabilities of all characters; (0, V) if nobody needs them.
+    The other arguments are those of `transform`.
+    """
+    x = transform(w, relu, cache, ids, bounds, start)
+    nats, logits = np.empty(ids.shape[0]), np.empty((GROUP, w.head_bias.shape[0]), f32)
+    for first in range(0, ids.shape[0], GROUP):
+        part = x[first : first + GROUP]
+        fill(logits, w.head_bias)
+        add_product(part, w.lm_head, logits)
+        for i in range(part.shape[0]):
+            row, total = logits[i, : all_of_them.shape[1]], 0.0
+            best = largest(row)
+            for j in range(row.shape[0]):
+                total += exp(row[j] - best)
+            sum_of_all = best + math.log(total)
+            nats[first + i] = sum_of_all - row[targets[first + i]]
+            if all_of_them.shape[0] > 0:
+                for j in range(row.shape[0]):
+                    all_of_them[first + i, j] = row[j] - sum_of_all
+    return nats
 
 
 @inlined

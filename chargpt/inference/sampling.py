@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -18,6 +18,7 @@ from chargpt.model.config import GPTConfig
 # wait for one another.
 SHOWN, WHOLE = 50_000_000, 200_000_000
 KEPT_PART = 8  # the last 1/8 of a full context is kept: it predicts as well as all of it, and leaves 7/8 free
+NOT_FINITE = "the model's predictions are not finite: training diverged; use another model"
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,11 @@ def generate_each(
     max_tokens: int,
     sampling: Sampling = AS_LEARNED,
     random: Random | None = None,
+    enough: Callable[[IDS], bool] = lambda _: False,
 ) -> list[IDS]:
     """Continue prompts of different lengths, each (T,) whole numbers, by `max_tokens` characters.
 
+    enough: given the new ids (B, n) of prompts of one length, may end their texts before `max_tokens`.
     The other arguments are those of `generate`. Returns one array (T + max_tokens,) int64 for each prompt, in their
     order. Prompts of the same length are generated together. The text of a prompt does not depend on the other prompts,
     but on its place in the list, which decides its random numbers.
@@ -127,8 +130,12 @@ def generate_each(
     for length in sorted({len(ids) for ids in given}):
         places = [i for i, ids in enumerate(given) if len(ids) == length]
         idx = np.stack([given[i] for i in places])
-        new = _pieces(model, idx, max_tokens, sampling, [rows[i] for i in places], WHOLE)
-        for i, text in zip(places, np.concatenate([idx, *new], axis=1), strict=True):
+        written = idx
+        for piece in _pieces(model, idx, max_tokens, sampling, [rows[i] for i in places], WHOLE):
+            written = np.concatenate([written, piece], axis=1)
+            if enough(written[:, length:]):
+                break
+        for i, text in zip(places, written, strict=True):
             texts[i] = text
     return texts
 
@@ -139,7 +146,7 @@ def _pieces(
     """Yield the next ids of each row in pieces, (B, n) int64. work: characters times parameters of a piece."""
     block_size, choice = model.config.block_size, sampling.choice(model.config.vocab_size)
     # number of characters that are read again when the context is full
-    kept = block_size if sampling.exact else max(1, block_size // KEPT_PART)
+    kept = block_size if sampling.exact else kept_characters(model.config)
     decoder, piece = make_decoder(model, len(idx)), max(1, work // model.config.parameters)
     start, recent = 0, idx[:, -block_size:]
     unread = recent
@@ -150,12 +157,17 @@ def _pieces(
         uniform = np.stack([row.numbers(count) for row in rows], axis=1)
         chosen = decoder.extend(unread, start, uniform, choice).T
         if chosen.min() < 0:
-            raise ChargptError("the model's predictions are not finite: training diverged; use another model")
+            raise ChargptError(NOT_FINITE)
         yield chosen
         start += unread.shape[1] + count - 1
         unread = chosen[:, -1:]
         recent = np.concatenate([recent, chosen], axis=1)[:, -block_size:]
         max_tokens -= count
+
+
+def kept_characters(config: GPTConfig) -> int:
+    """How many characters are read again when the context is full."""
+    return max(1, config.block_size // KEPT_PART)
 
 
 def _check_arguments(config: GPTConfig, idx: ArrayLike, max_tokens: int) -> IDS:

@@ -1,9 +1,10 @@
 """The model file: weights, vocabulary and training parameters in one self-contained .safetensors file.
 
 The file holds the tensors and one metadata key, `chargpt`. Its value is JSON with `format_version`, `config` (the
-architecture), `vocab` (the characters), `params` (the parameters that the model was trained with) and `sha256` (a
-checksum of the tensors and of the other entries). A file is untrusted input: the declared sizes are compared with the
-tensors in the file before anything of these sizes is allocated.
+architecture), `vocab` (the characters), `text` (counts of the text that they come from, which the first release did not
+write), `params` (the parameters that the model was trained with) and `sha256` (a checksum of the tensors and of the
+other entries). A file is untrusted input: the declared sizes are compared with the tensors in the file before anything
+of these sizes is allocated.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def read_model(path: str | Path) -> ModelFile:
     file = open_tensors(path)
     facts = _parse_facts(path, file.metadata)
     try:
-        config, vocab = GPTConfig(**facts["config"]), Vocab(facts["vocab"])
+        config, vocab = GPTConfig(**facts["config"]), Vocab(facts["vocab"], **facts.get("text", {}))
         if len(vocab) != config.vocab_size:
             raise ChargptError(f"the vocabulary has {len(vocab)} characters, but vocab_size is {config.vocab_size}")
     except (ValueError, KeyError, TypeError) as error:
@@ -124,6 +125,7 @@ def save_model(path: str | Path, model: GPT, vocab: Vocab, params: Mapping[str, 
         raise _refused(path, f"not written: {name} holds nan or infinite values", "train with a lower lr")
     facts: dict[str, Any] = {"format_version": FORMAT_VERSION, "params": dict(params or {})}
     facts |= {"config": asdict(model.config), "vocab": "".join(vocab.itos)}
+    facts["text"] = {"seen_once": vocab.seen_once, "length": vocab.length}
     facts["sha256"] = tensor_hash(tensors, facts)
     write_tensors(path, tensors, {"chargpt": json.dumps(facts, sort_keys=True)})
 

@@ -54,6 +54,8 @@ def one_line_errors() -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(str(error)):
             _fail("not enough memory; free some, or use a smaller model (n_layer, n_embd), batch_size or block_size")
+        if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in ("chargpt", "stages"):
+            _fail(f"{error.name} is not installed; run: pip install 'chargpt[pipeline]'")
         if not isinstance(error, OSError):
             raise
         silence_stdout()

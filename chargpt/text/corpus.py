@@ -44,12 +44,10 @@ def scan_text(path: str | Path) -> tuple[Vocab, int]:
 
     Raises ChargptError if `read_text` raises it, or if the text is empty.
     """
-    seen = np.zeros(0x110000, dtype=bool)  # one flag per Unicode code point
-    length = 0
+    counts = np.zeros(0x110000, np.int64)  # one for each Unicode code point
     for text in read_text(path):
-        codes = code_points(text)
-        seen[codes] = True
-        length += codes.size
-    if length == 0:
+        found = np.bincount(code_points(text))
+        counts[: found.size] += found
+    if not (length := int(counts.sum())):
         raise ChargptError(f"{path}: the text is empty; it needs at least a few thousand characters to learn from")
-    return Vocab(map(chr, np.flatnonzero(seen).tolist())), length
+    return Vocab(map(chr, np.flatnonzero(counts).tolist()), int((counts == 1).sum()), length), length

@@ -70,7 +70,7 @@ def test_generate_reports_errors_in_one_line(folder: Path, arguments: list[str],
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "export"])
+@pytest.mark.parametrize("command", ["generate", "score", "inspect", "export"])
 def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Path, command: str) -> None:
     wrong = "error: artifacts/model.safetensors: no such file"
     done = chargpt(command, cwd=tmp_path)
@@ -81,6 +81,37 @@ def test_a_missing_model_is_reported_with_the_command_that_makes_it(tmp_path: Pa
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{wrong}; to fetch or make it, run: dvc repro --pull\n"
     assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
+
+
+SMALL = """
+import sys
+import chargpt.__main__, chargpt.cli.app
+
+class Absent:  # what only the pipeline needs
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in "torch dvc gto onnx gguf matplotlib ruamel yaml tqdm psutil filelock".split():
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Absent())
+for command in ("generate --max-tokens 9", "score x", "inspect", "export --output hf", "export --output x.html",
+    "report --text x", "migrate --weights-dir w --corpus x"):
+    sys.argv[1:] = command.split()
+    try:
+        chargpt.__main__.main()
+    except SystemExit as ended:
+        if ended.code:
+            print(ended.code)
+"""
+
+
+def test_using_a_model_needs_no_torch_and_no_dvc(folder: Path) -> None:
+    """Other commands say what to install."""
+    (folder / "x").write_text("abc\n")
+    done = subprocess.run([sys.executable, "-c", SMALL], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *others, last = done.stdout.splitlines()
+    assert last == "error: torch is not installed; run: pip install 'chargpt[pipeline]'"
+    assert [line for line in others if line.startswith("error")] == []
 
 
 @pytest.mark.system

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
 from tests.pipeline import ROOT
 
+NOT_INSTALLED = r"error: \w+ is not installed; run: pip install .*'(\.\[sweep\]|chargpt\[pipeline\])'\n"
 pytestmark = pytest.mark.system
 
 
@@ -66,7 +68,7 @@ def link_requirements(wheel: Path, packages: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_works_alone(wheel: Path, tmp_path: Path, model: GPT, vocab: Vocab) -> None:
-    """In an empty environment and an empty directory, with nothing of this checkout on any path."""
+    """In an empty environment and an empty directory: nothing of this checkout is on any path, nor torch or DVC."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
     def run(*command: str | Path) -> str:
@@ -82,11 +84,20 @@ def test_the_wheel_works_alone(wheel: Path, tmp_path: Path, model: GPT, vocab: V
     assert run("env/bin/chargpt", "--version").strip() == wheel.name.split("-")[1]
     text = run("env/bin/chargpt", "generate", "--model", "M", "--prompt", "abc", "--max-tokens", "20", "--seed", "1")
     assert (text[:3], len(text)) == ("abc", 24)
-    corpus = "".join(map(chr, range(65, 130))) * 20
-    (tmp_path / "corpus.txt").write_text(corpus, encoding="utf-8")
-    weights = ["--weights-dir", ROOT / "data/legacy/weights", "--dialect", "relu-embedding"]
-    said = run("env/bin/chargpt", "migrate", *weights, "--corpus", "corpus.txt", "--output", "new.safetensors")
-    assert "largest error 0.0; dialect relu-embedding" in said
-    assert "n_layer" in run("env/bin/chargpt", "inspect", "new.safetensors")
-    run("env/bin/chargpt", "export", "--model", "new.safetensors", "--output", "hf")
+    (tmp_path / "x.txt").write_text("abc\nbad\n")
+    assert run("env/bin/chargpt", "score", "--model", "M", "x.txt").endswith("\t0\tbad\n")
+    program = "import chargpt; print(chargpt.load('M').score(['abc', 'bad']).lengths.tolist())"
+    assert run("env/bin/python", "-c", program) == "[3, 3]\n"
+    assert "n_layer" in run("env/bin/chargpt", "inspect", "M")
+    run("env/bin/chargpt", "export", "--model", "M", "--output", "hf")
     assert (tmp_path / "hf/README.md").read_text().startswith("---\nlibrary_name: transformers\n")
+    run("env/bin/chargpt", "export", "--model", "M", "--output", "play.html")
+    run("env/bin/chargpt", "report", "--model", "M", "--text", "x.txt", "--output", "x.html")
+    weights = ["--weights-dir", ROOT / "data/legacy/weights", "--corpus", "x.txt"]
+    exports = [["export", "--model", "M", "--output", f"m.{kind}"] for kind in ("gguf", "onnx")]
+    others = [["migrate", *weights], ["check"], ["gate"], ["report"], ["release", "v1.0.0"], ["sweep"], ["trial", "x"]]
+    for command in [*exports, *others]:
+        done = subprocess.run(
+            ["env/bin/chargpt", *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert re.fullmatch(NOT_INSTALLED, done.stderr), (command, done.stderr)

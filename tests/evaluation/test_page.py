@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,14 +15,16 @@ import torch
 from torch.nn import functional as F
 
 from chargpt.errors import ChargptError
-from chargpt.evaluation.analysis import Analysis, analyse, predictions, visible
+from chargpt.evaluation.analysis import Analysis, analyse
 from chargpt.evaluation.curve import Row, read_curve
 from chargpt.evaluation.loss import evaluate
 from chargpt.evaluation.page import make_report
+from chargpt.evaluation.surprise import SHOWN, text_page, visible
+from chargpt.inference.facade import LanguageModel
 from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.text.vocab import Vocab
-from tests.conftest import random_model
+from tests.conftest import model_file, random_model
 
 CURVE = [Row(0, 3.0, 3.1, 0.0), Row(5, 2.5, 2.6, 0.1), Row(10, 2.0, 2.2, 0.0)]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -34,7 +35,7 @@ def ids(vocab: Vocab) -> Any:
     return np.random.default_rng(0).integers(0, len(vocab), 45).astype(np.uint8)  # 5 windows and a partial one
 
 
-def test_analysis_and_predictions_match_a_plain_computation(model: GPT, vocab: Vocab, ids: Any) -> None:
+def test_analysis_matches_a_plain_computation(model: GPT, vocab: Vocab, ids: Any) -> None:
     found = analyse(model, ids)
     assert found.val_loss == pytest.approx(evaluate(model, ids), abs=1e-12)
     losses: list[tuple[int, int, float]] = []
@@ -56,10 +57,6 @@ def test_analysis_and_predictions_match_a_plain_computation(model: GPT, vocab: V
     for name, count, nats in hardest:
         mine = [loss for _, target, loss in losses if visible(vocab.itos[target]) == name]
         assert (len(mine), nats) == (count, pytest.approx(sum(mine) / count, abs=1e-5))
-    for prediction, (_, target, loss) in zip(predictions(model, vocab, ids), losses, strict=True):
-        assert prediction.character == vocab.itos[target]
-        assert prediction.probability == pytest.approx(math.exp(-loss), rel=1e-4)
-        assert prediction.likeliest[0][1] >= prediction.probability - 1e-6
 
 
 def test_rare_characters_are_left_out_of_the_hardest(vocab: Vocab) -> None:
@@ -97,6 +94,18 @@ def test_the_page_escapes_its_texts_and_is_the_same_each_time() -> None:
     assert "<" not in body and ">" not in body
     for shown in ("&lt;", "&amp;", "U+202E", "漢"):
         assert shown in body
+
+
+def test_a_page_about_a_text_has_the_bits_of_its_lines(model: GPT, vocab: Vocab) -> None:
+    """As many lines as a browser can show."""
+    language = LanguageModel(model_file(model, vocab))
+    lines = ["abc", "", HOSTILE.replace("\n", ""), *["a" * 1000] * 30]
+    text = text_page(language, lines)
+    shown = re.sub(r"<[^>]*>", "", text[text.index('class="text surprise"') :]).splitlines()
+    for line, row in zip(lines, filter(str.strip, shown), strict=False):
+        assert row.removeprefix('class="text surprise">').split()[0] == f"{language.score(line).bits[0]:.0f}"
+    assert "U+202E" in text and "Metrics" not in text and "\u202e" not in text
+    assert 0.9 * SHOWN < sum(map(len, shown)) < 1.1 * SHOWN
 
 
 def test_a_matplotlibrc_does_not_change_the_page() -> None:

@@ -218,6 +218,7 @@ def test_the_file_format_does_not_change(path: Path, model: GPT, vocab: Vocab) -
         "format_version": 1,
         "config": architecture | {"activation": "gelu", "attention_scale": "head"},
         "vocab": "".join(vocab.itos),
+        "text": {"seen_once": 0, "length": 1_000_000},
         "params": {"lr": 0.1},
     }
     raw = open_tensors(path).metadata["chargpt"]

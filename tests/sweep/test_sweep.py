@@ -27,7 +27,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
-from tests.conftest import SIGNED, Shared, chargpt, commit, environment_of, free_ports, set_value, until, write_params
+from tests.conftest import SIGNED, chargpt, commit, environment_of, free_ports, set_value, until, write_params
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install -e .[sweep]")
 submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install -e .[sweep]")

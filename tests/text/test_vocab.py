@@ -88,7 +88,12 @@ def test_equality_of_vocabularies() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"characters": 1}', b'{"characters": "ba"}', b"[" * 100_000, b"\xff\xfe"]
+    "content",
+    [
+        *(b"", b"[]", b"{}", b'{"characters": 1}', b'{"characters": "ba"}', b"[" * 100_000, b"\xff\xfe"),
+        *(b'{"characters": "ab", "seen_once": 3, "length": 2}', b'{"characters": "ab", "length": 0}'),
+        *(b'{"characters": "ab", "length": 1e999}', b'{"characters": "ab", "length": 1%s}' % (b"0" * 30)),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vocab.json").write_bytes(content)
@@ -100,7 +105,9 @@ def test_a_vocabulary_is_read_as_written(tmp_path: Path, vocab: Vocab) -> None:
     path = tmp_path / "vocab.json"
     path.write_text(vocab.to_json())
     assert Vocab.load(path) == vocab == Vocab.load(str(path))
-    assert Vocab("\u00e9").to_json() == '{"characters": "\\u00e9"}\n'
+    path.write_text(Vocab("\u00e9", 1, 20).to_json())
+    assert path.read_text() == '{"characters": "\\u00e9", "seen_once": 1, "length": 20}\n'
+    assert (Vocab.load(path).seen_once, Vocab.load(path).length) == (1, 20)
     path.write_bytes('{"characters": "aé☃"}'.encode())
     assert Vocab.load(path) == Vocab("aé☃")
     for missing in (tmp_path / "none.json", tmp_path):

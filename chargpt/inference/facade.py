@@ -1,0 +1,202 @@
+"""A model as one object, text in and text out: `chargpt.load`. Does not load torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chargpt.errors import ChargptError
+from chargpt.inference.decoder import IDS, PackedModel
+from chargpt.inference.kernel import new_cache, prepare
+from chargpt.inference.sampling import Random, Sampling, generate_each, kept_characters
+from chargpt.inference.scoring import losses, score_ids
+from chargpt.model.file import ModelFile, read_model
+
+Text = TypeVar("Text", str, list[str])
+
+
+def load(path: str | Path) -> LanguageModel:
+    """Load a model file, for the CPU. Raises ChargptError if the file is refused; the message says why."""
+    return LanguageModel(read_model(path))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How surprising N texts are, in their order.
+
+    bits: (N,) float64, the sum over a text's characters. lengths: (N,) int64, characters. unknown: (N,) int64, how many
+    of them the model does not know.
+    """
+
+    bits: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    unknown: NDArray[np.int64]
+    _all: NDArray[np.float64]
+
+    def chars(self, i: int) -> NDArray[np.float64]:
+        """The bits of each character of text i, (lengths[i],) float64."""
+        first = int(self.lengths[:i].sum())
+        return self._all[first : first + int(self.lengths[i])]
+
+
+class Prediction(NamedTuple):
+    """A character of a text, and what the model expected in its place.
+
+    bits: how surprising it is. rank: 1 for the likeliest character; None if the model does not know it.
+    likeliest: the likeliest characters and their probabilities, likeliest first.
+    """
+
+    character: str
+    bits: float
+    rank: int | None
+    likeliest: list[tuple[str, float]]
+
+
+class LanguageModel:
+    """A model and its vocabulary. Its methods take text as it is, for example with line ends of any kind."""
+
+    def __init__(self, file: ModelFile) -> None:
+        self.vocab, self.config = file.vocab, file.config
+        self.model = PackedModel(file.config, prepare(file.config, file.weights))
+
+    @cached_property
+    def neutral(self) -> int:
+        """The id that is read in the place of unknown characters: of the embedding that is nearest to their mean."""
+        known = self.model.weights.wte
+        return int(np.square(known - known.mean(axis=0)).sum(axis=1).argmin())
+
+    def generate(
+        self,
+        prompt: Text,
+        max_tokens: int = 500,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        exact: bool = False,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Text:
+        """Prompts and their continuations by at most `max_tokens` characters: a text for a text, a list for a list.
+
+        seed: the same one gives the same texts, those of `chargpt generate`; None for different ones each time.
+        stop: texts before which a continuation ends. The other options are those of `Sampling`.
+        Raises ChargptError if an option is out of its range, or for a prompt with a character that the model does not
+        know.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = [self.vocab.encode_array(self.vocab.closest(text)) for text in prompts]
+        stops = [stop] if isinstance(stop, str) else list(stop)
+
+        def enough(rows: IDS) -> bool:
+            return bool(stops) and all(any(end in self.vocab.decode(row) for end in stops) for row in rows)
+
+        sampling = Sampling(temperature, top_k, top_p, exact)
+        written = generate_each(self.model, ids, max_tokens, sampling, Random(seed), enough)
+        texts = [
+            text + "".join(until(self.vocab.decode(row[len(start) :]), stops))
+            for text, start, row in zip(prompts, ids, written, strict=True)
+        ]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def score(self, texts: str | Sequence[str], after: str = "\n") -> Scores:
+        """How surprising each text is, if it begins after `after`. One text is a list of one.
+
+        A character that the model does not know has `Vocab.unknown_bits`. Raises ChargptError for an empty `after`.
+        """
+        texts = [self.vocab.closest(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        start = self._start(after)
+        lengths = np.array([len(text) for text in texts], np.int64)
+        ids, unknown = self.vocab.encode_known("".join(texts), self.neutral)
+        ends = np.cumsum(lengths)
+        parts = [slice(end - length, end) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+        bits, place = np.empty(len(ids)), 0
+        for piece in losses(self.model, (np.concatenate([start, ids[part]]) for part in parts), len(start)):
+            bits[place : place + len(piece.nats)] = piece.nats / math.log(2)
+            place += len(piece.nats)
+        bits[unknown] = self.vocab.unknown_bits
+        sums = np.array([bits[part].sum() for part in parts])
+        return Scores(sums, lengths, np.array([unknown[part].sum() for part in parts], np.int64), bits)
+
+    def predictions(self, text: str, after: str = "\n", alternatives: int = 5) -> Iterator[Prediction]:
+        """What the model expected in the place of each character of a text; its bits are those of `score`."""
+        text, start, place = self.vocab.closest(text), self._start(after), 0
+        ids, unknown = self.vocab.encode_known(text, self.neutral)
+        for piece in losses(self.model, [np.concatenate([start, ids])], len(start), log_probs=True):
+            order = np.argsort(-piece.log_probs, axis=1, kind="stable")[:, :alternatives]
+            for nats, row, top in zip(piece.nats, piece.log_probs, order, strict=True):
+                rank = int((row > row[ids[place]]).sum()) + 1
+                likeliest = [(self.vocab.itos[i], math.exp(row[i])) for i in top]
+                bits, shown = (self.vocab.unknown_bits, None) if unknown[place] else (float(nats) / math.log(2), rank)
+                yield Prediction(text[place], bits, shown, likeliest)
+                place += 1
+
+    def start(self, text: str = "\n") -> State:
+        """The state after reading a text, from which it can be continued. Raises ChargptError for an empty text."""
+        state, _ = State(self), self._start(text)
+        state.read(text)
+        return state
+
+    def _start(self, after: str) -> IDS:
+        if not after:
+            raise ChargptError("a text begins after something: give at least one character")
+        return self.vocab.encode_known(self.vocab.closest(after), self.neutral)[0]
+
+
+class State:
+    """A model after a text: what it expects next. For searches that continue a text in several ways."""
+
+    def __init__(self, owner: LanguageModel) -> None:
+        self.owner = owner
+        self._cache, self._length = new_cache(owner.config, 1), 0  # characters in the cache
+        self._recent, self._log_probs = np.empty(0, np.int64), np.empty(0, np.float32)
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """The probability of each character of the vocabulary to be the next one, (V,) float64."""
+        return np.exp(self._log_probs.astype(np.float64))
+
+    def read(self, text: str) -> float:
+        """Read on, and return how surprising the text was, in bits. What `start` begins with costs nothing."""
+        model, vocab, bits = self.owner.model, self.owner.vocab, 0.0
+        text = vocab.closest(text)
+        for i, unknown in zip(*vocab.encode_known(text, self.owner.neutral), strict=True):
+            if len(self._log_probs):
+                bits += vocab.unknown_bits if unknown else -float(self._log_probs[i]) / math.log(2)
+            self._recent = np.append(self._recent, i)[-self.owner.config.block_size :]
+            unread = self._recent[-1:]
+            if self._length == self.owner.config.block_size:
+                self._length, unread = 0, self._recent[-kept_characters(self.owner.config) :]
+            bounds = np.array([0, len(unread)])
+            _, table = score_ids(model, self._cache, unread, unread, bounds, self._length, True)
+            self._log_probs, self._length = table[-1], self._length + len(unread)
+        return bits
+
+    def copy(self) -> State:
+        """Another state after the same text."""
+        other = State(self.owner)
+        for mine, copied in zip(self._cache, other._cache, strict=True):
+            copied[:] = mine
+        other._length, other._recent, other._log_probs = self._length, self._recent, self._log_probs
+        return other
+
+
+def until(characters: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Pass characters on until one of the texts `stops` is complete, without it. What may be one is held back."""
+    held = ""
+    for character in characters:
+        held += character
+        ends = [held.find(stop) for stop in stops if stop in held]
+        if ends:
+            held = held[: min(ends)]
+            break
+        kept = max((n for stop in stops for n in range(len(stop)) if held.endswith(stop[:n])), default=0)
+        yield held[: len(held) - kept]
+        held = held[len(held) - kept :]
+    yield held
