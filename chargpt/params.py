@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from chargpt.device import DEVICE_PATTERN, DEVICE_WORDS
 from chargpt.errors import ChargptError
@@ -19,6 +19,14 @@ from chargpt.model.config import MAX_LAYERS, Dialect, GPTConfig
 LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ][1-9][0-9]?)$"
 PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # no line break, so that a message with the path is one line
 MAX_REPORTED = 8  # problems named in one message
+
+
+def _auto_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Accept `auto`, or what the field's own bounds allow."""
+    return value if value == "auto" else check(value)
+
+
+AUTO = WrapValidator(_auto_or)  # the text may decide the value, see training/schedule.py
 
 
 def number(words: str = "a number", **bounds: Any) -> Any:
@@ -43,6 +51,7 @@ class Params(BaseModel):
 
     Types are strict: `true` is not a number, and `1.0` and `"3"` are not whole numbers. A whole number is accepted
     for a float. A field's description, or the options of a Literal, are what messages and docs/parameters.md say.
+    A field with AUTO may also hold "auto"; `training.schedule.resolve` replaces it by a value of the field's type.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,27 +62,26 @@ class Params(BaseModel):
     legacy_dir: FilePath
     dialect: Literal["auto", Dialect]
     # model
-    n_layer: Annotated[int, whole(ge=1, le=MAX_LAYERS)]
-    n_head: Size
-    n_embd: Size
-    block_size: Size
-    dropout: Annotated[float, number(ge=0, lt=1)]
+    n_layer: Annotated[int, whole(ge=1, le=MAX_LAYERS), AUTO]
+    n_head: Annotated[Size, AUTO]
+    n_embd: Annotated[Size, AUTO]
+    block_size: Annotated[Size, AUTO]
+    dropout: Annotated[float, number(ge=0, lt=1), AUTO]
     # training
-    init: Literal["scratch", "migrated"]
+    init: Annotated[str, Field(pattern=PATH, description="auto, scratch, base, migrated, or a file in models/")]
     seed: Annotated[int, whole(ge=0, le=2**32 - 1)]
     device: Annotated[str, Field(pattern=DEVICE_PATTERN, description=DEVICE_WORDS)]
     dtype: Literal["auto", "float32", "bfloat16"]
     compile: Annotated[bool, Field(description="true or false")]
     launch: Annotated[str, Field(pattern=LAUNCH, description="python, or torchrun --standalone --nproc-per-node N")]
-    batch_size: Size
-    max_iters: Annotated[int, whole(ge=1, le=1_000_000_000)]
-    max_epochs: Size
-    eval_interval: Annotated[int, whole(ge=1, le=1_000_000_000)]
+    batch_size: Annotated[Size, AUTO]
+    max_iters: Annotated[int, whole(ge=1, le=1_000_000_000), AUTO]
+    eval_interval: Annotated[int, whole(ge=1, le=1_000_000_000), AUTO]
     optimizer: Literal["muon", "adamw"]
-    lr: Annotated[float, number(gt=0, le=10)]
-    warmup_iters: Annotated[int, whole(ge=0, le=1_000_000_000)]
+    lr: Annotated[float, number(gt=0, le=10), AUTO]
+    warmup_iters: Annotated[int, whole(ge=0, le=1_000_000_000), AUTO]
     final_lr_fraction: Annotated[float, number(ge=0, le=1)]
-    weight_decay: Annotated[float, number(ge=0, le=10)]
+    weight_decay: Annotated[float, number(ge=0, le=10), AUTO]
     momentum: Beta
     beta1: Beta
     beta2: Beta
@@ -97,17 +105,18 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
         params = Params.model_validate(values)
     except ValidationError as error:
         raise ChargptError(*_problems(source, error)) from None
-    try:
-        GPTConfig(1, params.block_size, params.n_layer, params.n_head, params.n_embd)
-    except ChargptError as error:
-        raise ChargptError(f"{source}: {error}") from None
+    if not {"auto"} & {params.n_embd, params.n_head}:
+        try:
+            GPTConfig(1, 1, 1, params.n_head, params.n_embd)
+        except ChargptError as error:
+            raise ChargptError(f"{source}: {error}") from None
     for key, value in values.items():
         if isinstance(value, str) and (value == "???" or "${" in value):
             raise ChargptError(
                 f"{source}: {key} is {show_value(value)}; `dvc exp run` would replace ${{...}} and ???, so no value may"
                 " have them"
             )
-    if params.warmup_iters > params.max_iters:
+    if not {"auto"} & {params.warmup_iters, params.max_iters} and params.warmup_iters > params.max_iters:
         raise ChargptError(f"{source}: warmup_iters={params.warmup_iters} must not exceed max_iters={params.max_iters}")
     return params
 
@@ -126,6 +135,7 @@ def allowed(key: str) -> str:
     field = Params.model_fields[key]
     options = get_args(field.annotation)
     words = field.description or f"one of {', '.join(options)}"
+    words += ", or auto" if AUTO in field.metadata else ""
     return f"{words}, or null" if type(None) in options else words
 
 

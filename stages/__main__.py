@@ -76,7 +76,7 @@ def train(params: Params) -> None:
     should_stop = StopRequests(rank.rank)
     should_stop.install()
     try:
-        with Progress(params, environment.step_signal()) as progress:
+        with Progress(environment.step_signal()) as progress:
             import_undisturbed("stages.train").main(
                 params,
                 report=progress,

@@ -9,7 +9,8 @@ from chargpt.device import pick_device
 from chargpt.evaluation.curve import read_curve
 from chargpt.evaluation.page import make_report
 from chargpt.files import write_json, write_rows, write_text
-from chargpt.model.file import load_model
+from chargpt.model.file import read_model
+from chargpt.model.gpt import GPT
 from chargpt.paths import CHARACTERS, CURVE, METRICS, MODEL, POSITIONS, REPORT, TOKENS
 from chargpt.text.tokens import read_tokens
 
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 def main(params: Params) -> None:
     """Evaluate the model. The page compares it with no other version, so it depends on the stage's inputs only."""
-    model, vocab = load_model(MODEL, pick_device(params.device))
-    train_ids, val_ids = read_tokens(TOKENS, vocab)
-    report = make_report(model, vocab, train_ids, val_ids, read_curve(CURVE))
+    file = read_model(MODEL)
+    model = GPT.from_arrays(file.config, file.weights).to(pick_device(params.device)).eval()
+    train_ids, val_ids = read_tokens(TOKENS, file.vocab)
+    report = make_report(model, file.vocab, train_ids, val_ids, read_curve(CURVE), init=file.params.get("init"))
     write_rows(POSITIONS, ("characters_seen", "loss"), report.analysis.positions())
-    write_rows(CHARACTERS, ("character", "count", "loss"), report.analysis.hardest(vocab))
+    write_rows(CHARACTERS, ("character", "count", "loss"), report.analysis.hardest(file.vocab))
     write_text(REPORT, report.page)
     # the loss first: `dvc exp show` keeps this order, and a narrow terminal shows the first columns only
-    write_json(METRICS, report.figures | {"copied": report.memorised}, sort_keys=False)
+    write_json(METRICS, report.figures | {"copied": report.memorised, "params": file.params}, sort_keys=False)
     print("evaluate: " + ", ".join(f"{name} {value:.4f}" for name, value in report.figures.items()), file=sys.stderr)
+    print(f"evaluate: {report.verdict}", file=sys.stderr)

@@ -35,7 +35,7 @@ def main(params: Params) -> None:
     except DoesNotFitCorpus as error:
         if params.init == "migrated":
             raise
-        print(f"migrate: skipped; init is scratch and needs no legacy model ({error})", file=sys.stderr)
+        print(f"migrate: skipped; init is {params.init} and needs no legacy model ({error})", file=sys.stderr)
         write_text(MIGRATED, "")
         write_json(MIGRATION, {})
         return

@@ -1,12 +1,15 @@
-"""Encode the corpus: a vocabulary, and token ids that are split into training and validation."""
+"""Encode the corpus: a vocabulary, and token ids that are split into training and validation.
+
+Also copy the model file that training starts from, so that its content is an input of training.
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from chargpt.files import write_text
-from chargpt.paths import TOKENS, VOCAB
+from chargpt.files import atomic_write, write_text
+from chargpt.paths import INIT, TOKENS, VOCAB, init_file
 from chargpt.text.corpus import scan_text
 from chargpt.text.tokens import split_sizes, write_tokens
 
@@ -15,9 +18,12 @@ if TYPE_CHECKING:
 
 
 def main(params: Params) -> None:
-    """Write data/tokens.safetensors and artifacts/vocab.json."""
+    """Write data/tokens.safetensors, artifacts/vocab.json and artifacts/init.safetensors."""
+    start = init_file(params.init)
     vocab, length = scan_text(params.corpus)
     train, val = split_sizes(length, params.val_fraction)
     write_tokens(TOKENS, params.corpus, vocab, length, params.val_fraction)
     write_text(VOCAB, vocab.to_json())
+    with atomic_write(INIT) as file:
+        file.write(start.read_bytes() if start else b"")
     print(f"prepare: {len(vocab)} distinct characters; {train} to train on, {val} to validate on", file=sys.stderr)

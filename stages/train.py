@@ -1,4 +1,4 @@
-"""Train the model on the tokens, from scratch or from the migrated model. An interrupted run continues."""
+"""Train the model on the tokens, from scratch or from a model file. An interrupted run continues."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from chargpt.device import pick_device
 from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import Curve, Row
-from chargpt.model.file import load_model, save_model
-from chargpt.paths import CURVE, MIGRATED, MODEL, TOKENS, VOCAB
+from chargpt.model.file import ModelFile, read_model, save_model
+from chargpt.paths import CURVE, INIT, MIGRATED, MODEL, TOKENS, VOCAB
 from chargpt.text.tokens import read_tokens
 from chargpt.text.vocab import Vocab
 from chargpt.training.checkpoint import CheckpointStore
-from chargpt.training.events import ALONE, Event, Rank, Report, ShouldStop, Started, ignore, never
+from chargpt.training.events import ALONE, Event, Log, Rank, Report, ShouldStop, Started, ignore, never
 from chargpt.training.inputs import check_unchanged, read_inputs, training_values
 from chargpt.training.loop import Trainer
 from chargpt.training.processes import ProcessGroup
-from chargpt.training.start import continued_model, new_model
+from chargpt.training.schedule import resolve
+from chargpt.training.start import continued_model, known_share, new_model
 
 if TYPE_CHECKING:
-    from chargpt.model.gpt import GPT
     from chargpt.params import Params
 
 
@@ -44,9 +44,13 @@ def main(
     checkpoints of all runs; None saves none. reread: reads params.yaml again. saving: options of `CheckpointStore`.
     """
     with ProcessGroup(pick_device(params.device), rank) as group, Curve(CURVE) as curve:
-        inputs = read_inputs(params, group, deps or {})
+        before = read_inputs(params, group, deps or {})
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
+        source = read_source(params, vocab)
+        known = known_share(train_ids, vocab, source.vocab) if source else 0.0
+        chosen = resolve(params, len(train_ids), known, source.config if source else None)
+        inputs = before | read_inputs(chosen, group, {})
         store = CheckpointStore(checkpoints, inputs, report=report, **saving) if checkpoints else None
 
         def record(event: Event) -> None:
@@ -56,26 +60,33 @@ def main(
 
         with store.locked() if store and group.rank == 0 else nullcontext():
             group.wait()  # until rank 0 has the lock
-            start = starting_model(params, vocab)
+            given, decided = training_values(params), training_values(chosen)
+            found = [f"{key}={value}" for key, value in decided.items() if value != given[key]]
+            if found and group.rank == 0:
+                report(Log(f"auto: {', '.join(found)}"))
+            source = None if chosen.init == "scratch" else source
+            start = continued_model(source, chosen, vocab) if source else new_model(chosen, len(vocab))
             trainer = Trainer(
-                start, train_ids, val_ids, params, report=record, should_stop=should_stop, store=store, group=group
+                start, train_ids, val_ids, chosen, report=record, should_stop=should_stop, store=store, group=group
             )
             model = trainer.train()
             if group.rank == 0:
-                check_unchanged(inputs, read_inputs(reread() if reread else params, group, deps or {}))
-                save_model(MODEL, model, vocab, training_values(params))
+                check_unchanged(before, read_inputs(reread() if reread else params, group, deps or {}))
+                save_model(MODEL, model, vocab, decided)
                 if store:
                     store.remove()
 
 
-def starting_model(params: Params, vocab: Vocab) -> GPT:
-    """The model to train. Raises ChargptError if the migrated one does not fit the corpus or params.yaml."""
+def read_source(params: Params, vocab: Vocab) -> ModelFile | None:
+    """The model file that `init` names, None if it names none. Raises ChargptError if it does not fit the corpus."""
+    if params.init == "scratch":
+        return None
     if params.init != "migrated":
-        return new_model(params, len(vocab))
-    migrated, known = load_model(MIGRATED)
-    if known != vocab:
+        return read_model(INIT)
+    migrated = read_model(MIGRATED)
+    if migrated.vocab != vocab:
         raise ChargptError(
             f"{VOCAB}: the corpus has other characters than the migrated model; set corpus to the text that the legacy"
             " model was trained on"
         )
-    return continued_model(migrated, params)
+    return migrated

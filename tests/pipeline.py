@@ -31,7 +31,3 @@ class Recorder:
         if name in type(self._params).model_fields:
             self.read.add(name)
         return getattr(self._params, name)
-
-    def model_dump(self, include: set[str] | None = None) -> dict[str, Any]:
-        self.read |= include if include is not None else set(type(self._params).model_fields)
-        return self._params.model_dump(include=include)

@@ -38,7 +38,9 @@ def test_a_wrong_value_is_reported_in_one_line(tmp_path: Path, key: str, value: 
 def test_a_missing_key_is_reported_with_its_range(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml")
     path.write_text(re.sub(r"(?m)^lr:.*\n", "", path.read_text()))
-    with pytest.raises(ChargptError, match=r"key lr is missing: add a line `lr: \.\.\.` \(a number, > 0, <= 10\)"):
+    with pytest.raises(
+        ChargptError, match=r"key lr is missing: add a line `lr: \.\.\.` \(a number, > 0, <= 10, or auto\)"
+    ):
         load_params(path)
 
 
@@ -67,7 +69,7 @@ def test_invalid_yaml_is_one_short_line(tmp_path: Path, text: str) -> None:
 
 def values(**changes: Any) -> dict[str, Any]:
     """The committed parameters, as a mapping, with changes."""
-    return load_params(ROOT / "params.yaml").model_dump() | changes
+    return dict(load_params(ROOT / "params.yaml")) | changes
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,7 @@ def values(**changes: Any) -> dict[str, Any]:
         ("dialect", ["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"], ["gelu", ""]),
         ("compile", [True, False], ["true", 1, None]),
         ("device", ["auto", "mps", "cuda", "cuda:0", "cuda:999"], ["cuda:00", "cuda:1000", "cpu:0", "CPU", "cpu\n"]),
+        ("lr", [1e-12, 1, 10, "auto"], [0, 10.01, "Auto", None]),
         ("prompt", ["x", "\n"], ["", 1]),
         ("corpus", ["x", "a b/c", "é"], ["", "a\tb", "\x7f", "\u2028", "\x85", 1]),
     ],

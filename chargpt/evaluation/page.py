@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chargpt.evaluation.analysis import Analysis, analyse
+from chargpt.evaluation.baselines import ngram_bits, verdict
 from chargpt.evaluation.charts import charts
 from chargpt.evaluation.curve import Row
 from chargpt.evaluation.loss import metrics
@@ -29,10 +30,11 @@ CONTINUATION = 400  # characters that the model generates after that text
 
 @dataclass(frozen=True)
 class Report:
-    """The results about a model: its metrics, memorised text, where its loss comes from, and the page as HTML."""
+    """The results about a model: metrics, memorised text, verdict, where its loss comes from, and the page as HTML."""
 
     figures: dict[str, float]
     memorised: dict[str, float]
+    verdict: str
     analysis: Analysis
     page: str
 
@@ -44,13 +46,17 @@ def make_report(
     val_ids: Ids,
     curve: Sequence[Row],
     previous: tuple[str, Mapping[str, float]] | None = None,
+    init: object = "scratch",
 ) -> Report:
     """Evaluate a model on a whole split and write the page about it.
 
     train_ids, val_ids: (N,) unsigned, N >= 2. previous: name and metrics of another version to compare with, or None.
+    init: what training started from.
     """
     analysis, packed = analyse(model, val_ids), pack(model)
     figures = metrics(analysis.val_loss)
+    figures["ngram_bits_per_char"] = round(ngram_bits(train_ids, val_ids, len(vocab)), 6)
+    worth = verdict(figures["bits_per_char"], figures["ngram_bits_per_char"], init)
     generated, validation = memorisation(packed, train_ids, val_ids)
     memorised = {
         "longest": len(generated.longest),
@@ -67,6 +73,7 @@ def make_report(
         facts={"parameters": f"{model.config.parameters:,}"} | vars(model.config),
         metrics=[(name, value, previous[1].get(name) if previous else None) for name, value in sorted(figures.items())],
         previous=previous[0] if previous else None,
+        verdict=worth,
         memorised=memorised,
         passage=printable(vocab.decode(generated.longest)),
         passage_length=PASSAGE,
@@ -75,4 +82,4 @@ def make_report(
         levels=range(LEVELS),
         sample=printable(vocab.decode(written[0, len(stretch) :])),
     )
-    return Report(figures, memorised, analysis, page)
+    return Report(figures, memorised, worth, analysis, page)

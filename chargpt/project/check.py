@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from chargpt.device import pick_device
 from chargpt.errors import ChargptError, escape
+from chargpt.paths import init_file
 from chargpt.project import lock
 from chargpt.project.git import NO_REPOSITORY, git, try_git, untracked_code
 from chargpt.project.outputs import require_clone
@@ -37,7 +38,7 @@ def problems() -> Iterator[str]:
     except ChargptError as error:
         yield from error.args
     else:
-        for require in (require_prompt, require_legacy, require_device):
+        for require in (require_prompt, require_init, require_legacy, require_device):
             try:
                 require(params)
             except ChargptError as error:
@@ -68,6 +69,11 @@ def require_prompt(params: Params) -> None:
     raise ChargptError(
         f"prompt: {sorted(missing)[0]!r} does not occur in {params.corpus}; choose another with -S prompt=..."
     )
+
+
+def require_init(params: Params) -> None:
+    """Raise ChargptError if the model file that training is to start from is missing, or where DVC does not see it."""
+    init_file(params.init)
 
 
 def require_legacy(params: Params) -> None:

@@ -8,17 +8,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from chargpt.evaluation.curve import Row
 from chargpt.files import write_json
 from chargpt.training.events import Event, Log, Started, Stepped
-
-if TYPE_CHECKING:
-    from chargpt.params import Params
-
 
 SHOW_EVERY_S = 15.0  # longest silence in a file
 
@@ -29,12 +24,11 @@ class Progress:
     signal: a file to write after each evaluation, for programs that wait for new figures; removed at the end.
     """
 
-    def __init__(self, params: Params, signal: Path | None = None) -> None:
+    def __init__(self, signal: Path | None = None) -> None:
         self.signal = signal
-        self.batch = params.batch_size * params.block_size
         self.live = sys.stderr.isatty()
         self.bar: tqdm[None] | None = None
-        self.step = self.max_iters = 0
+        self.step = self.max_iters = self.batch = 0
         self.steps, self.began = 0, time.monotonic()  # steps made by this process, and their start
         self.row = ""
         self.shown, self.ended = time.monotonic(), threading.Event()
@@ -55,9 +49,9 @@ class Progress:
         match event:
             case Log(text):
                 self._write(text)
-            case Started(step, max_iters):
-                self._start(step, max_iters)
-            case Stepped(step):
+            case Started():
+                self._start(event)
+            case Stepped():
                 self._count(event)
             case Row():
                 self._evaluated(event)
@@ -67,9 +61,9 @@ class Progress:
         with suppress(OSError):  # the terminal or the pipe may be closed
             tqdm.write(f"train: {text}", file=sys.stderr)
 
-    def _start(self, step: int, max_iters: int) -> None:
-        self.step, self.max_iters = step, max_iters
-        total, done = max_iters * self.batch, step * self.batch
+    def _start(self, event: Started) -> None:
+        self.step, self.max_iters, self.batch = event.step, event.max_iters, event.batch
+        total, done = event.max_iters * event.batch, event.step * event.batch
         self.bar = tqdm(total=total, initial=done, unit="char", unit_scale=True, disable=not self.live, leave=False)
         if not self.live:
             threading.Thread(target=self._show_regularly, daemon=True).start()

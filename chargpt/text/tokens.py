@@ -65,11 +65,16 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Ids, Ids]:
 
 def unseen_share(train_ids: Ids, val_ids: Ids, vocab_size: int) -> float:
     """The share of the validation characters that do not occur in the training part, from 0 to 1."""
-    train, val = np.zeros((2, vocab_size), np.int64)
-    for counts, ids in ((train, train_ids), (val, val_ids)):
-        for start in range(0, len(ids), SHUFFLED):  # piece by piece, because the ids may be larger than memory
-            counts += np.bincount(ids[start : start + SHUFFLED], minlength=vocab_size)
+    train, val = (count_ids(ids, vocab_size) for ids in (train_ids, val_ids))
     return float(val[train == 0].sum() / val.sum())
+
+
+def count_ids(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
+    """How often each id occurs, (vocab_size,). Reads piece by piece, because the ids may be larger than memory."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(ids), SHUFFLED):
+        counts += np.bincount(ids[start : start + SHUFFLED], minlength=vocab_size)
+    return counts
 
 
 def epoch_parts(characters: int, block_size: int) -> tuple[int, int]:

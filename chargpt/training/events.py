@@ -25,10 +25,14 @@ ALONE = Rank()
 
 @dataclass(frozen=True)
 class Started:
-    """Training starts or continues. step: the next step. max_iters: the last. rows: the curve up to here."""
+    """Training starts or continues. step: the next step. max_iters: the last. rows: the curve up to here.
+
+    batch: characters to predict in each step, over all processes together.
+    """
 
     step: int
     max_iters: int
+    batch: int
     rows: tuple[Row, ...]
 
 

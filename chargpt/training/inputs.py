@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # the keys that determine the weights; the train stage reads them, and the model file records them
 TRAINING_KEYS = {
     *("init", "n_layer", "n_head", "n_embd", "block_size", "dropout"),
-    *("seed", "device", "dtype", "compile", "batch_size", "max_iters", "max_epochs", "eval_interval"),
+    *("seed", "device", "dtype", "compile", "batch_size", "max_iters", "eval_interval"),
     *("optimizer", "lr", "warmup_iters", "final_lr_fraction"),
     *("weight_decay", "momentum", "beta1", "beta2", "grad_clip"),
 }
@@ -31,7 +31,7 @@ TRAINING_KEYS = {
 
 def training_values(params: Params) -> dict[str, Any]:
     """The parameters that determine the weights, by key."""
-    return params.model_dump(include=TRAINING_KEYS)
+    return {key: getattr(params, key) for key in sorted(TRAINING_KEYS)}
 
 
 def read_inputs(params: Params, group: ProcessGroup, files: Mapping[str, Path]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def read_inputs(params: Params, group: ProcessGroup, files: Mapping[str, Path]) 
 
     files: data and code, by name.
     """
-    inputs = {f"parameter {key}": json.dumps(value) for key, value in sorted(training_values(params).items())}
+    inputs = {f"parameter {key}": json.dumps(value) for key, value in training_values(params).items()}
     inputs |= {"torch": torch.__version__, "processes": str(group.size)}
     inputs["computed on"] = f"{group.device} in {pick_dtype(params.dtype, group.device)}"
     for name, path in files.items():

@@ -20,7 +20,7 @@ from chargpt.text.tokens import Ids, training_batch, unseen_share
 from chargpt.training.checkpoint import CheckpointStore
 from chargpt.training.events import Event, Log, Report, ShouldStop, Started, Stepped, Stopped, ignore, never
 from chargpt.training.processes import ProcessGroup
-from chargpt.training.schedule import make_schedule
+from chargpt.training.schedule import Schedule
 from chargpt.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ SAVE, STOP = 1, 2  # what a process may request before a step
 
 
 class Trainer:
-    """Trains a model for `max_iters` steps or `max_epochs` epochs, whichever ends first.
+    """Trains a model for `max_iters` steps.
 
-    train_ids, val_ids: (N,) unsigned. report: called on rank 0 with what happens; each row of the curve is reported
-    once, rows of an earlier start with `Started`. should_stop: asked before every step and between the batches of an
-    evaluation. store: where to save, and to continue from. group: the processes that train together.
+    train_ids, val_ids: (N,) unsigned. params: without `auto`, see `resolve`. report: called on rank 0 with what
+    happens; each row of the curve is reported once, rows of an earlier start with `Started`. should_stop: asked before
+    every step and between the batches of an evaluation. store: where to save, and to continue from. group: the
+    processes that train together.
     The same arguments on the same machine give the same weights on a CPU, whether the run was interrupted or not.
     Raises ChargptError if the text is too short for block_size, if the processes cannot share the batch evenly, or if
     torch cannot compile the model.
@@ -58,7 +59,7 @@ class Trainer:
         self._report = report
         check_sizes(train_ids, params, self.group)
         self.dtype = pick_dtype(params.dtype, self.group.device)
-        self.schedule = make_schedule(params, len(train_ids))
+        self.schedule = Schedule(params.max_iters, params.eval_interval, params.warmup_iters, params.final_lr_fraction)
         self.model = model.to(self.group.device).train()
         self.state = TrainState(self.model, params, self.dtype)
         self.continued = self.restore()
@@ -71,12 +72,8 @@ class Trainer:
         a checkpoint, if `should_stop` returns a reason.
         """
         state, schedule, params = self.state, self.schedule, self.params
-        self.report(Started(state.step, schedule.max_iters, tuple(state.rows)))
-        if schedule.max_iters < params.max_iters:
-            self.log(
-                f"{params.max_epochs} epochs of this text are {schedule.max_iters} steps, fewer than"
-                f" max_iters={params.max_iters}; to train longer, raise max_epochs"
-            )
+        batch = params.batch_size * params.block_size
+        self.report(Started(state.step, schedule.max_iters, batch, tuple(state.rows)))
         if self.continued:
             self.log(f"continuing at step {state.step}")
         while True:

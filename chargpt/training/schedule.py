@@ -1,20 +1,56 @@
-"""How long a run trains, when it evaluates, and the learning rate of each update."""
+"""What a text asks of a training: sizes, steps and rates for every `auto`; and the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chargpt.text.tokens import epoch_parts
 
 if TYPE_CHECKING:
+    from chargpt.model.config import GPTConfig
     from chargpt.params import Params
+
+LONG = 1_000_000  # characters to train on, from which a model from scratch needs no base
+
+
+def resolve(params: Params, characters: int, known: float, source: GPTConfig | None = None) -> Params:
+    """The parameters with a value in place of each `auto`. Other values stay, and those that follow from them fit.
+
+    characters: to train on. known: the share of them that the model file knows which `init` names, from 0 to 1.
+    source: the architecture in that file, whose sizes a model takes that starts from it; None if there is no file.
+    """
+    values: dict[str, Any] = {}
+
+    def choose(key: str, value: Any) -> Any:
+        given = getattr(params, key)
+        values[key] = value if given == "auto" else given
+        return values[key]
+
+    sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128}
+    fits = source and all(getattr(params, key) in ("auto", getattr(source, key)) for key in list(sizes)[:3])
+    init = choose("init", "base" if fits and characters < LONG and known > 0.5 else "scratch")
+    if source and init != "scratch":
+        sizes = {key: getattr(source, key) for key in sizes}
+    sizes["block_size"] = min(sizes["block_size"], characters - 1)
+    for key, value in sizes.items():
+        choose(key, value)
+    tuned = init not in ("scratch", "migrated")
+    choose("dropout", 0.0)
+    batch_size = choose("batch_size", 8 if tuned else 24)
+    windows = math.prod(epoch_parts(characters, values["block_size"]))
+    max_iters = choose("max_iters", min(1500, math.ceil(10 * windows / batch_size)))
+    choose("eval_interval", math.ceil(max_iters / 5))
+    choose("warmup_iters", max_iters * 2 // 75)
+    choose("lr", 0.006 if tuned else 0.018)
+    choose("weight_decay", 0.25)
+    return params.model_copy(update=values)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The plan of a run. All but `final_lr_fraction` are numbers of updates."""
+    """The plan of a run. All but `final_lr_fraction` are numbers of steps."""
 
     max_iters: int
     eval_interval: int
@@ -22,11 +58,11 @@ class Schedule:
     final_lr_fraction: float
 
     def evaluates(self, step: int) -> bool:
-        """Whether to evaluate after `step` updates: at 0, every eval_interval and at the end."""
+        """Whether to evaluate after `step` steps: at 0, every eval_interval and at the end."""
         return step % self.eval_interval == 0 or step == self.max_iters
 
     def rate_factor(self, step: int) -> float:
-        """The learning rate of update `step` (from 0) as a fraction of the peak rate, in [0, 1].
+        """The learning rate of a step (from 0) as a fraction of the peak rate, in [0, 1].
 
         It rises in a straight line during warmup_iters, then falls in a straight line towards final_lr_fraction.
         """
@@ -34,18 +70,3 @@ class Schedule:
             return (step + 1) / (self.warmup_iters + 1)
         left = 1 - (step - self.warmup_iters) / max(1, self.max_iters - self.warmup_iters)
         return self.final_lr_fraction + (1 - self.final_lr_fraction) * left
-
-
-def make_schedule(params: Params, characters: int) -> Schedule:
-    """The schedule in params.yaml, made shorter if it would read the text more than max_epochs times.
-
-    characters: to train on. A shorter schedule has all its numbers of updates in proportion.
-    """
-    windows = math.prod(epoch_parts(characters, params.block_size))
-    updates = min(params.max_iters, math.ceil(params.max_epochs * windows / params.batch_size))
-    return Schedule(
-        updates,
-        math.ceil(params.eval_interval * updates / params.max_iters),
-        params.warmup_iters * updates // params.max_iters,
-        params.final_lr_fraction,
-    )

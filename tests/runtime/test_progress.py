@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from chargpt.evaluation.curve import Row
-from chargpt.params import Params
 from chargpt.runtime.environment import step_signal
 from chargpt.runtime.progress import Progress
 from chargpt.training.events import Log, Started, Stepped
@@ -18,13 +17,11 @@ from chargpt.training.events import Log, Started, Stepped
 LOSS = torch.tensor(1.0)
 
 
-def test_a_line_is_shown_regularly(
-    toy_params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_line_is_shown_regularly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where no terminal shows a bar: during an evaluation, too."""
     monkeypatch.setattr("chargpt.runtime.progress.SHOW_EVERY_S", 0.2)
-    with Progress(toy_params) as progress:
-        progress(Started(3, 90, ()))
+    with Progress() as progress:
+        progress(Started(3, 90, 32, ()))
         progress(Stepped(4, LOSS))
         progress(Stepped(5, LOSS))
         deadline = time.monotonic() + 20
@@ -37,27 +34,25 @@ def test_a_line_is_shown_regularly(
     assert capsys.readouterr().err == ""
 
 
-def test_evaluations_and_messages_are_lines(toy_params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(toy_params) as progress:
-        progress(Started(0, 10, ()))
+def test_evaluations_and_messages_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress(Started(0, 10, 32, ()))
         progress(Row(0, 2.5, 2.25, 0.001))
         progress(Log("done"))
     assert capsys.readouterr().err == ("train: step 0/10: train 2.5000 val 2.2500 lr 1.00e-03\ntrain: done\n")
 
 
-def test_an_editor_is_notified_of_each_evaluation(
-    toy_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_editor_is_notified_of_each_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the main checkout, also from a copy. A file that cannot be written is no reason to stop."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     file = step_signal()
     assert file == tmp_path / ".dvc/tmp/exps/run/DVCLIVE_STEP_COMPLETED"
-    with Progress(toy_params, file) as progress:
-        progress(Started(0, 10, ()))
+    with Progress(file) as progress:
+        progress(Started(0, 10, 32, ()))
         for step in (0, 5):
             progress(Row(step, 1.0, 1.0, 0.1))
             assert json.loads(file.read_text()) == {"pid": os.getpid(), "step": step}
     assert not file.exists()
     (tmp_path / "file").touch()
-    with Progress(toy_params, tmp_path / "file/signal") as progress:
+    with Progress(tmp_path / "file/signal") as progress:
         progress(Row(0, 1.0, 1.0, 0.1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -166,20 +166,6 @@ def test_events_are_reported_in_order(tmp_path: Path) -> None:
     assert all(event.loss.ndim == 0 for event in listener.events if isinstance(event, Stepped))
 
 
-def test_a_short_text_ends_a_run_early(tmp_path: Path) -> None:
-    windows = (len(TRAIN) - 1) // 8 - 1
-    params = params_with(tmp_path, max_iters=1000, eval_interval=500, max_epochs=2)
-    steps = math.ceil(2 * windows / params.batch_size)
-    listener = Listener()
-    start(params, listener).train()
-    assert [row.step for row in listener.rows] == [0, math.ceil(steps / 2), steps]
-    assert listener.rows[-1].lr == 0
-    assert listener.events[0] == Started(0, steps, ())
-    assert listener.log[0] == (
-        f"2 epochs of this text are {steps} steps, fewer than max_iters=1000; to train longer, raise max_epochs"
-    )
-
-
 @pytest.fixture
 def unwrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers of several processes that are not there."""
@@ -216,7 +202,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bytes(tmp_path: Path, optimiz
         listener = Listener()
         other = new_model(params_with(tmp_path, seed=7, dropout=0.2), 11)  # its weights are replaced
         model = start(params, listener, other, store=store).train()
-        assert listener.events[0] == Started(step, 7, before)
+        assert listener.events[0] == Started(step, 7, 32, before)
         assert listener.log[0] == f"continuing at step {step}"
         assert listener.rows == rows
         assert_same(whole, model)

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chargpt.model.config import GPTConfig
+from chargpt.params import Params
 from chargpt.project.params_file import load_params
-from chargpt.training.schedule import make_schedule
-from tests.conftest import write_params
+from chargpt.training.schedule import Schedule, resolve
+from tests.pipeline import ROOT
 
-LONG = 1_000_000  # characters
+SHAKESPEARE = 1_003_854  # characters to train on
+SCRATCH = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "dropout": 0.0, "batch_size": 24}
+SCRATCH |= {"max_iters": 1500, "eval_interval": 300, "lr": 0.018, "warmup_iters": 40, "weight_decay": 0.25}
+BASE = GPTConfig(200, 64, 3, 2, 64)
 
 
-def test_the_rate_goes_up_and_down_in_lines(tmp_path: Path) -> None:
-    changes = {"warmup_iters": 4, "max_iters": 104, "final_lr_fraction": 0.1, "eval_interval": 1}
-    schedule = make_schedule(load_params(write_params(tmp_path / "params.yaml", **changes)), LONG)
+def test_the_rate_goes_up_and_down_in_lines() -> None:
+    schedule = Schedule(104, 1, 4, 0.1)
     factors = [schedule.rate_factor(step) for step in range(105)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[54] == pytest.approx(0.55)
@@ -23,37 +27,46 @@ def test_the_rate_goes_up_and_down_in_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("schedule", "expected"),
     [
-        ({"warmup_iters": 0, "max_iters": 2, "final_lr_fraction": 0.5}, [1, 0.75, 0.5]),
-        ({"warmup_iters": 0, "max_iters": 2, "final_lr_fraction": 1}, [1, 1, 1]),
-        ({"warmup_iters": 1, "max_iters": 3, "final_lr_fraction": 0}, [0.5, 1, 0.5, 0]),
-        ({"warmup_iters": 3, "max_iters": 3, "final_lr_fraction": 0}, [0.25, 0.5, 0.75, 1]),  # all of it warmup
+        (Schedule(2, 1, 0, 0.5), [1, 0.75, 0.5]),
+        (Schedule(2, 1, 0, 1), [1, 1, 1]),
+        (Schedule(3, 1, 1, 0), [0.5, 1, 0.5, 0]),
+        (Schedule(3, 1, 3, 0), [0.25, 0.5, 0.75, 1]),  # all of it warmup
     ],
 )
-def test_short_schedules(tmp_path: Path, changes: dict[str, float], expected: list[float]) -> None:
-    schedule = make_schedule(load_params(write_params(tmp_path / "params.yaml", **changes)), LONG)
+def test_short_schedules(schedule: Schedule, expected: list[float]) -> None:
     assert [schedule.rate_factor(step) for step in range(len(expected))] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("characters", "updates"),
-    [
-        (1_000_000, 1000),
-        (33 * 8 + 1, 160),  # 32 windows of 8, each read 20 times, 4 in an update
-        (33 * 8 + 8, 160),
-        (34 * 8 + 1, 165),
-        (9, 5),
-        (200 * 8 + 1, 995),
-        (202 * 8 + 1, 1000),
-    ],
-)
-def test_a_short_text_shortens_all_in_proportion(tmp_path: Path, characters: int, updates: int) -> None:
-    changes = {"warmup_iters": 100, "max_iters": 1000, "eval_interval": 200, "max_epochs": 20}
-    schedule = make_schedule(load_params(write_params(tmp_path / "params.yaml", **changes)), characters)
-    assert schedule.max_iters == updates
-    assert schedule.warmup_iters == updates // 10
-    assert schedule.eval_interval == -(-updates // 5)
-    evaluated = [step for step in range(updates + 1) if schedule.evaluates(step)]
-    assert evaluated == [i * schedule.eval_interval for i in range(len(evaluated) - 1)] + [updates]
-    assert 4 <= len(evaluated) <= 6
+def auto(**changes: Any) -> Params:
+    return load_params(ROOT / "params.yaml").model_copy(update=changes)
+
+
+def test_the_default_recipe_of_tiny_shakespeare() -> None:
+    chosen = resolve(auto(), SHAKESPEARE, 1.0, BASE)
+    assert dict(chosen).items() >= (SCRATCH | {"init": "scratch"}).items()
+
+
+@pytest.mark.parametrize("init", ["auto", "scratch", "base", "migrated", "models/x"])
+@pytest.mark.parametrize("characters", [2, 100, 5_000, 20_000, 200_000, 2_000_000, 100_000_000])
+def test_every_text_gets_a_recipe_that_fits(characters: int, init: str) -> None:
+    chosen = resolve(auto(init=init), characters, 1.0, None if init == "scratch" else BASE)
+    assert {key for key, value in chosen if value == "auto"} == {"device", "dtype", "dialect"}
+    assert chosen.block_size < characters and chosen.warmup_iters <= chosen.max_iters
+    assert 1 <= chosen.eval_interval <= chosen.max_iters
+    if chosen.init != "scratch":
+        assert (chosen.n_layer, chosen.n_head, chosen.n_embd) == (3, 2, 64)
+
+
+def test_given_values_win_and_the_others_follow_them() -> None:
+    chosen = resolve(auto(max_iters=20, batch_size=3, n_embd=96), 20_000, 1.0, BASE)
+    assert (chosen.max_iters, chosen.batch_size, chosen.n_embd) == (20, 3, 96)
+    assert chosen.init == "scratch", "the base is not 96 wide"
+    assert chosen.eval_interval == 4 and chosen.warmup_iters <= 20
+    assert resolve(chosen, 5, 0.0) == chosen
+
+
+def test_the_base_is_for_short_texts_in_characters_that_it_knows() -> None:
+    inits = [resolve(auto(), *about, BASE).init for about in ((20_000, 0.99), (20_000, 0.2), (5_000_000, 0.99))]
+    assert inits == ["base", "scratch", "scratch"]
