@@ -23,9 +23,8 @@ from pathlib import Path
 
 RAW, MIXTURE = Path("data/raw"), Path("data/mixture.txt")
 BLOCK, SEED = 20_000, 1337  # characters that stay together when the texts are mixed
-LATIN1 = [chr(code) for code in (*range(0x20, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))]
-KEPT = {"\n", "\t", *LATIN1, *"€œŒŠšŽž–—‘’‚“”„†•…‰‹›™−"}
-COMMANDS = {"deb": ["apt-get", "download"], "npm": ["npm", "pack"], "pypi": [sys.executable, "-m", "pip", "download", "--no-deps"]}
+KEPT = {"\n", "\t", *bytes([*range(0x20, 0x7F), *range(0x80, 0x100)]).decode("cp1252", "ignore")} - {"\xad"}
+CLIENTS = {"deb": "apt-get download", "npm": "npm pack", "pypi": "pip download --no-deps"}
 
 
 def fetch(name: str, source: str, sha256: str) -> bytes:
@@ -37,9 +36,9 @@ def fetch(name: str, source: str, sha256: str) -> bytes:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         kind, _, package = source.partition(":")
-        if kind in COMMANDS:
+        if kind in CLIENTS:
             before = set(RAW.iterdir())
-            subprocess.run([*COMMANDS[kind], package], cwd=RAW, check=True)
+            subprocess.run([*CLIENTS[kind].split(), package], cwd=RAW, check=True)
             (set(RAW.iterdir()) - before).pop().rename(path)
         else:
             path.write_bytes(urllib.request.urlopen(source, timeout=60).read())
@@ -56,11 +55,11 @@ def members(data: bytes, pattern: str) -> list[bytes]:
     elif data[:2] not in (b"PK", b"\x1f\x8b"):
         return [data]
     if data[:2] == b"PK":
-        archive = zipfile.ZipFile(io.BytesIO(data))
-        return [archive.read(name) for name in sorted(archive.namelist()) if fnmatch(name, pattern)]
-    files = tarfile.open(fileobj=io.BytesIO(data))
-    found = [member for member in files.getmembers() if member.isfile() and fnmatch(member.name, pattern)]
-    return [files.extractfile(member).read() for member in sorted(found, key=lambda member: member.name)]  # type: ignore[union-attr]
+        with zipfile.ZipFile(io.BytesIO(data)) as zipped:
+            return [zipped.read(name) for name in sorted(zipped.namelist()) if fnmatch(name, pattern)]
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        names = sorted(member.name for member in archive if member.isfile() and fnmatch(member.name, pattern))
+        return [file.read() for name in names if (file := archive.extractfile(name))]
 
 
 def clean(data: bytes, kind: str) -> str:
