@@ -45,6 +45,7 @@ from chargpt.tensors import DTYPES, tensor_hash
 from chargpt.text.corpus import scan_text
 from chargpt.text.tokens import read_tokens, write_tokens
 from chargpt.text.vocab import Vocab
+from chargpt.training.schedule import resolve
 from tests.legacy.reference import write_legacy
 from tests.pipeline import ROOT
 
@@ -445,8 +446,10 @@ DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 
 
 def use_params(folder: Path, params: Params) -> None:
-    assert params.n_embd % params.n_head == 0 and 0 <= params.dropout < 1 and 0 < params.lr <= 10 and params.prompt
-    GPTConfig(1, params.block_size, params.n_layer, params.n_head, params.n_embd, params.dropout)
+    chosen = resolve(params, 1000, 0.0)
+    assert 0 <= chosen.dropout < 1 and 0 < chosen.lr <= 10 and chosen.prompt
+    with suppress(ChargptError):  # one of n_embd and n_head is given, and does not fit the other
+        GPTConfig(1, chosen.block_size, chosen.n_layer, chosen.n_head, chosen.n_embd, chosen.dropout)
 
 
 FLAT = "".join(f"{line}\n" for line in re.findall(r"(?m)^\w+: [^#\n]*", (ROOT / "params.yaml").read_text()))
