@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -100,20 +101,28 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Read a small file with a JSON object; its values are not checked. Raises ChargptError if it holds none."""
     if not Path(path).is_file():
         raise ChargptError(f"{path}: no such file; give the path of an existing file")
+    with Path(path).open("rb") as file:
+        return parse_json(file.read(MAX_JSON), path)
+
+
+def parse_json(text: str | bytes, source: str | Path) -> dict[str, Any]:
+    """The JSON object in a text. source: its name in messages. Raises ChargptError if it holds none."""
     try:
-        with Path(path).open("rb") as file:
-            value = json.loads(file.read(MAX_JSON).decode("utf-8-sig"))
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ChargptError(f"{path}: not valid JSON: {error}; correct or recreate it") from None
+        raise ChargptError(f"{source}: not valid JSON: {error}; correct or recreate it") from None
     if not isinstance(value, dict):
-        raise ChargptError(f"{path}: expected a JSON object, {{...}}; correct or recreate it")
+        raise ChargptError(f"{source}: expected a JSON object, {{...}}; correct or recreate it")
     return value
 
 
 def refuse_link(path: Path) -> None:
     """Raise ChargptError if `path` is a symbolic link: in an untrusted directory it may point at any file."""
     if path.is_symlink():
-        raise ChargptError(f"{path}: is a symbolic link; links are not followed here: replace it with its target")
+        raise ChargptError(
+            f"{path}: is a symbolic link, and links are not followed here; replace it with its target, or if DVC made"
+            f" it, run: dvc unprotect {shlex.quote(str(path))}"
+        )
 
 
 def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the stage that the first argument names."""
+    # the project last: a file such as random.py in it must not stand in for Python's; `chargpt` is already imported
+    sys.path.append(sys.path.pop(0))
     with one_line_errors():
         from chargpt.project.git import refuse_untracked_code
         from chargpt.project.params_file import load_params

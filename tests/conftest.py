@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,14 @@ def free_ports(count: int) -> list[int]:
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         return [free.getsockname()[1] for free in sockets]
+
+
+def until(condition: Callable[[], object], about: Callable[[], str] = str, seconds: float = 200) -> None:
+    """Wait for a condition, or fail with a text about it."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, about()
+        time.sleep(0.05)
 
 
 # a pipeline in a clone of its own

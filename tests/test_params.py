@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 from dvc.utils.serialize import load_yaml
-from pydantic import ValidationError
 
 from chargpt.errors import ChargptError
 from chargpt.params import Params, allowed, check_params, check_value, show_value
@@ -21,12 +21,9 @@ from tests.pipeline import ROOT
     ("key", "value", "words"),
     [
         ("n_head", 3, ["n_embd=8 is not a multiple of n_head=3"]),
-        ("dropout", 2, ["dropout is 2; it must be a number, >= 0, < 1"]),
         ("top_p", 0, ["top_p is 0", "or null"]),
         ("launch", "torchrun", ["launch is 'torchrun'", "--nproc-per-node N"]),
         ("legacy_dir", "a\x1b[31m\nb", ["legacy_dir is 'a\\x1b[31m\\nb'; it must be a path, not empty, without"]),
-        ("corpus", ["a"], ["corpus is ['a']"]),
-        ("warmup_iters", 11, ["warmup_iters=11 must not exceed max_iters=10"]),
     ],
 )
 def test_a_wrong_value_is_reported_in_one_line(tmp_path: Path, key: str, value: Any, words: list[str]) -> None:
@@ -75,64 +72,30 @@ def values(**changes: Any) -> dict[str, Any]:
     return dict(load_params(ROOT / "params.yaml")) | changes
 
 
-# a key, its largest and smallest values, and values just outside; checked as one value and as a whole file
-LIMITS: list[tuple[str, list[Any], list[Any]]] = [
-    ("val_fraction", [1e-9, 0.999], [0, 1]),
-    ("n_layer", [1, 1000], [0, 1001]),
-    *[(key, [1, 1_000_000], [0, 1_000_001]) for key in ("n_head", "n_embd", "block_size", "batch_size")],
-    ("dropout", [0, 0.999], [-0.001, 1]),
-    ("seed", [0, 2**32 - 1], [-1, 2**32, 1.0]),
-    *[(key, [1, 1_000_000_000], [0, 1_000_000_001]) for key in ("max_iters", "eval_interval")],
-    ("lr", [1e-12, 1, 10], [0, 10.01]),
-    ("warmup_iters", [0, 1_000_000_000], [-1, 1_000_000_001]),
-    ("final_lr_fraction", [0, 1], [-0.01, 1.01]),
-    ("weight_decay", [0, 10], [-0.01, 10.01]),
-    *[(key, [0, 0.9999], [-0.01, 1]) for key in ("momentum", "beta1", "beta2")],
-    ("grad_clip", [0, 1e6], [-0.01, 1_000_001]),
-    ("num_samples", [1, 10_000], [0, 10_001]),
-    ("max_tokens", [1, 10_000_000], [0, 10_000_001]),
-    ("temperature", [0, 1e6], [-0.01, 1_000_001]),
-    ("top_k", [1, 10**30, None], [0]),
-    ("top_p", [1e-9, 1, None], [0, 1.01]),
-    ("dialect", ["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"], ["gelu", ""]),
-    ("init", ["auto", "scratch", "migrated", "models/v1.safetensors"], ["a\nb", None]),
-    ("dtype", ["auto", "float32", "bfloat16"], ["float16"]),
-    ("optimizer", ["muon", "adamw"], ["sgd"]),
-    ("compile", [True, False], ["true", 1, None]),
-    ("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:999"], ["cuda:00", "cuda:1000", "cpu:0", "CPU", "cpu\n"]),
-    ("prompt", ["x", "\n"], ["", 1]),
-    *[(key, ["x", "a b/c", "é"], ["", "a\tb", "\x7f", "\u2028", "\x85", 1]) for key in ("corpus", "legacy_dir")],
-]
-
-
-@pytest.mark.parametrize(("key", "right", "wrong"), LIMITS, ids=[key for key, *_ in LIMITS])
+@pytest.mark.parametrize(
+    ("key", "right", "wrong"),
+    [
+        ("val_fraction", [1e-9, 0.999], [0, 1, "0.5", True, math.nan, math.inf]),
+        ("seed", [0, 2**32 - 1], [-1, 2**32, 1.0, True, [1]]),
+        ("top_k", [1, 10**30, None], [0, "1"]),
+        ("dialect", ["auto", "gelu-head", "gelu-embedding", "relu-head", "relu-embedding"], ["gelu", ""]),
+        ("compile", [True, False], ["true", 1, None]),
+        ("device", ["auto", "mps", "cuda", "cuda:0", "cuda:999"], ["cuda:00", "cuda:1000", "cpu:0", "CPU", "cpu\n"]),
+        ("lr", [1e-12, 1, 10, "auto"], [0, 10.01, "Auto", None]),
+        ("prompt", ["x", "\n"], ["", 1]),
+        ("corpus", ["x", "a b/c", "é"], ["", "a\tb", "\x7f", "\u2028", "\x85", 1]),
+    ],
+)
 def test_values_within_limits_are_accepted_and_others_refused(key: str, right: list[Any], wrong: list[Any]) -> None:
+    """A key of each kind, as one value and in a whole file; docs/parameters.md has the limits of all keys."""
     for value in right:
         check_value(key, value, "here")
     for value in wrong:
-        with pytest.raises(ChargptError) as error:
+        message = f"^here: {key} is {re.escape(repr(value))}; it must be {re.escape(allowed(key))}$"
+        with pytest.raises(ChargptError, match=message):
             check_value(key, value, "here")
-        assert str(error.value) == f"here: {key} is {value!r}; it must be {allowed(key)}"
-        with pytest.raises(ChargptError) as error:
+        with pytest.raises(ChargptError, match=message):
             check_params(values(**{key: value}), "here")
-        assert str(error.value) == f"here: {key} is {value!r}; it must be {allowed(key)}"
-
-
-def test_the_list_of_limits_is_complete() -> None:
-    assert {key for key, *_ in LIMITS} | {"launch"} == set(Params.model_fields)
-
-
-@pytest.mark.parametrize("key", ["n_layer", "lr", "top_k", "top_p", "seed"])
-@pytest.mark.parametrize("value", [True, "1", [1], float("nan"), float("inf")])
-def test_other_values_are_not_numbers(key: str, value: Any) -> None:
-    with pytest.raises(ChargptError, match=rf"^here: {key} is .*; it must be a"):
-        check_value(key, value, "here")
-
-
-def test_parameters_are_immutable() -> None:
-    params = check_params(values())
-    with pytest.raises(ValidationError, match="frozen"):
-        params.lr = 1.0  # type: ignore[misc]
 
 
 def test_warmup_is_at_most_the_whole_training() -> None:
@@ -155,7 +118,6 @@ def test_eight_problems_are_listed_and_the_rest_counted() -> None:
     ("key", "shown"),
     [
         ("lrate", "unknown key lrate: did you mean lr?"),
-        ("batchsize", "unknown key batchsize: did you mean batch_size?"),
         ("x" * 60, f"unknown key {'x' * 60}: the keys are corpus"),
         ("x" * 61, f"unknown key '{'x' * 27}...{'x' * 28}': the keys"),
         ("a b", "unknown key 'a b': the keys are"),

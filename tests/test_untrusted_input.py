@@ -45,6 +45,7 @@ from chargpt.tensors import DTYPES, tensor_hash
 from chargpt.text.corpus import scan_text
 from chargpt.text.tokens import read_tokens, write_tokens
 from chargpt.text.vocab import Vocab
+from chargpt.training.schedule import resolve
 from tests.legacy.reference import write_legacy
 from tests.pipeline import ROOT
 
@@ -266,11 +267,11 @@ class Parts:
         return join(json.dumps(self.header), self.body)
 
 
-def join(header: str, body: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file whose header is so long, or claims to be so long."""
+def join(header: str, body: bytes = b"") -> bytes:
+    """A safetensors file."""
     raw = header.encode()
     raw += b" " * (-len(raw) % 8)
-    return struct.pack("<Q", len(raw) if length is None else length) + raw + body
+    return struct.pack("<Q", len(raw)) + raw + body
 
 
 def use_model(folder: Path, result: tuple[GPT, Vocab]) -> None:
@@ -335,13 +336,11 @@ def metadata_with(old: str, new: str) -> bytes:
 
 BROKEN, OTHER_SHA256 = "truncated or not a safetensors file", "does not match its own sha256"
 NOT_OURS = "`chargpt` is not the JSON that chargpt writes"
-HEADER, BODY = json.dumps(SMALL.header), SMALL.body
 MANY = dict.fromkeys(map(str, range(500_000)), "")
 CHARACTERS = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
 MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
-    **{f"offsets {x}": (lambda x=x: model_with(data_offsets=x), BROKEN) for x in ([0, 8], [8, 0], [-8, 0], [0, 2**64])},
-    **{f"shape {x}": (lambda x=x: model_with(shape=x), BROKEN) for x in ([3], [2**63, 2], [0, 2**64 - 1])},
-    **{f"header of {n}": (lambda n=n: join(HEADER, BODY, n), BROKEN) for n in (0, 100, len(HEADER) + 50, 2**63)},
+    "offsets of 16 EiB": (lambda: model_with(data_offsets=[0, 2**64]), BROKEN),
+    "shape of 2**64 values": (lambda: model_with(shape=[2**63, 2]), BROKEN),
     "header in UTF-32": (lambda: struct.pack("<Q", 160) + "{}".ljust(40).encode("utf-32-be"), BROKEN),
     "header nested deep": (lambda: join('{"a":' + "[" * 10_000_000), BROKEN),
     "header too long": (lambda: join("{}" + " " * 20_000_000), "incomplete or too long"),
@@ -428,10 +427,6 @@ def test_changed_legacy_directories(folder: Path, files: dict[str, Any]) -> None
     check(LEGACY, files, folder)
 
 
-def config_with(**change: Any) -> dict[str, Any]:
-    return {"config.json": json.dumps(json.loads(ONE_HEAD["config.json"]) | change).encode()}
-
-
 def weights(name: str, content: bytes) -> dict[str, Any]:
     return {f"weights/{name}.txt": content}
 
@@ -439,14 +434,10 @@ def weights(name: str, content: bytes) -> dict[str, Any]:
 WPE = "position_embedding_table.weight"
 DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "blanks behind the last line": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\n2.0\n  "), ""),
-    "name with a line break": (lambda: weights("a\nb", b"# shape: [1]\n1\n"), r"weights/a\\nb\.txt: not a parameter"),
     "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: not a parameter"),
-    "dropout of line breaks": (lambda: config_with(dropout="1\n" * 50), r"dropout is (1\\n){20}; it must be"),
     "config nested deep": (lambda: {"config.json": b'{"n_head": ' + b"[" * 800 + b"]" * 800 + b"}"}, r"is \[{40}, but"),
-    "config too large": (lambda: {"config.json": b"[" + b"1," * 100_000}, "not valid JSON"),
-    "rate of 400 digits": (lambda: config_with(learning_rate=10**400), r"lr is 10+\.\.\.0+; it must be a number"),
+    "rate of 400 digits": (lambda: {"config.json": b'{"learning_rate": 1%s}' % (b"0" * 400)}, r"lr is 10+\.\.\.0+; it"),
     "many values": (lambda: weights(WPE, b"# shape: [500000, 2]\n" + b"10\n" * 10**6) | {"config.json": b"{}"}, ""),
-    "values of a thousand digits": (lambda: weights("ln_f.bias", b"# shape: [2]\n" + b"0" * 999 + b"1\n2\n"), ""),
     "thousands of layers": (lambda: weights("blocks.1000.ln1.bias", b"# shape: [2]\n1\n2\n"), "not a parameter of"),
 }  # fmt: skip
 
@@ -455,22 +446,25 @@ DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 
 
 def use_params(folder: Path, params: Params) -> None:
-    assert params.n_embd % params.n_head == 0 and 0 <= params.dropout < 1 and 0 < params.lr <= 10 and params.prompt
-    GPTConfig(1, params.block_size, params.n_layer, params.n_head, params.n_embd, params.dropout)
+    chosen = resolve(params, 1000, 0.0)
+    assert 0 <= chosen.dropout < 1 and 0 < chosen.lr <= 10 and chosen.prompt
+    with suppress(ChargptError):  # one of n_embd and n_head is given, and does not fit the other
+        GPTConfig(1, chosen.block_size, chosen.n_layer, chosen.n_head, chosen.n_embd, chosen.dropout)
 
 
 FLAT = "".join(f"{line}\n" for line in re.findall(r"(?m)^\w+: [^#\n]*", (ROOT / "params.yaml").read_text()))
 PARAMS = Target({"params.yaml": FLAT.encode()}, lambda folder: load_params(folder / "params.yaml"), use_params)
-YAML_VALUES = r"""1e-5|off|~|0x1F|0o17|010|1_000|.5|5.|.inf|-.NaN|1e400|2020-01-01|null|12:30|true|'3'|-0|+3|cuda:99
+VALUES_OF_YAML = r"""1e-5|off|~|0x1F|0o17|010|1_000|.5|5.|.inf|-.NaN|1e400|2020-01-01|null|12:30|true|'3'|-0|+3|cuda:99
 !!int ''|!!int x|!!float 1|!!bool maybe|!!binary AAAA|!!binary x|!!timestamp x|!!set {a, b}|!!omap [a: 1]|!!omap [a: *a]
 !!pairs [a: 1, a: 2]|!!null ''|!!str 3|!!seq []|!!map {}|!!python/object/apply:os.system [id]|!!python/name:os.system
 !local x|!<tag:x> y|&a [1, 1, 1, 1]|&b [*a, *a]|[*b, *b]|&a [*a]|&c {<<: *c}|&d {k: 1}|{<<: [*d, *d]}|&f 1|*f|*no|"\x0"
 "\ud800"|"\UFFFFFFFF"|"a\nb"|'|"|>-|[|{|]|[[[[|{a: {b: {c: d}}}|- a|? a|: b|a: b: c|# x|@|`|%"""
-YAML_LINES = r"""%YAML 1.1|%YAML 1.2|%TAG ! tag:x,2000:|---|...|- 1|? [a, b]|? {a: b}|[a, b]: c|? !!set {a}|"\ud800": 1
-<<: [*a]|"a\nb": 1|<<: {lr: 1}|&k lr: 1|*k : 2|1: 2|1.5: 2|true: 1|null: 1|~: 1|: 1|2020-01-01: 1|!!binary AAAA: 1
-a: &a [1]|lr: 1|Lr: 1|learning_rate: 3e-4|lr : 0.1|lr:0.1| lr: 0.1"""
+LINES_OF_YAML = r"""%YAML 1.1|%YAML 1.2|%TAG ! tag:x,2000:|---|...|- 1|? [a, b]|? {a: b}|[a, b]: c|? !!set {a}
+"\ud800": 1|<<: [*a]|"a\nb": 1|<<: {lr: 1}|&k lr: 1|*k : 2|1: 2|1.5: 2|true: 1|null: 1|~: 1|: 1|2020-01-01: 1
+!!binary AAAA: 1|a: &a [1]|lr: 1|Lr: 1|learning_rate: 3e-4|lr : 0.1|lr:0.1| lr: 0.1"""
 LONG = ["9" * 4301, "0x" + "f" * 4000, "0b" + "1" * 9000, "1." + "0" * 5000, "1e" + "9" * 400, "x" * 2000, "\\"]
 LONG += ["\t", "\u2028\x07"]
+YAML_VALUES, YAML_LINES = (x.replace("\n", "|").split("|") for x in (VALUES_OF_YAML, LINES_OF_YAML))
 REPEATED = [*"[!'- ", "{a: ", "- ", "? ", "&a ", "!!str ", "a:\n", "#\n", "---\n", "a, ", r"\x41", "*a, ", "|\n"]
 
 
@@ -479,22 +473,14 @@ def params_files(draw: st.DrawFn) -> bytes:
     rows = FLAT.splitlines()
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(rows) - 1))
-        kind = draw(st.sampled_from(["value", "value", "value", "line", "copy", "remove", "repeat", "bytes"]))
-        if kind == "bytes":
-            return draw(edited_bytes("\n".join(rows).encode()))
-        if kind == "value":
-            value = draw(st.sampled_from([*re.split(r"[|\n]", YAML_VALUES), *LONG, *NUMBERS[:14]]))
-            rows[at] = f"{rows[at].partition(':')[0]}: {value}"
-        elif kind == "line":
-            rows.insert(at, draw(st.sampled_from(re.split(r"[|\n]", YAML_LINES))))
-        elif kind == "copy":
-            rows.insert(at, draw(st.sampled_from(rows)))
-        elif kind == "remove":
-            rows[at] = ""
-        elif kind == "repeat":
-            many = draw(st.sampled_from(REPEATED)) * draw(st.sampled_from([10, 300]))  # far deeper nesting crashes DVC
-            rows.insert(at, draw(st.sampled_from(["", "x: ", "x: '", 'x: "', "x: [", "x: |\n "])) + many)
-    return "\n".join(rows).encode()
+        key, value = rows[at].partition(":")[0], st.sampled_from([*YAML_VALUES, *LONG, *NUMBERS[:14]])
+        start = st.sampled_from(["", "x: ", "x: '", 'x: "', "x: [", "x: |\n "])
+        many = st.sampled_from(REPEATED), st.sampled_from([10, 300])  # far deeper nesting crashes DVC
+        other = st.sampled_from([*YAML_LINES, *rows, ""]) | st.builds(lambda x, y, n: x + y * n, start, *many)
+        row = draw(st.builds(lambda x, key=key: f"{key}: {x}", value) | other)
+        rows[at : at + draw(st.integers(0, 1))] = [row]
+    data = "\n".join(rows).encode()
+    return draw(edited_bytes(data)) if draw(st.integers(0, 4)) == 0 else data
 
 
 @examples(4)
@@ -527,18 +513,13 @@ def use_text(folder: Path, result: tuple[Vocab, int]) -> None:
 
 
 TEXT = Target({"text.txt": b"text" * 20}, load_text, use_text)
-CORPORA: dict[str, tuple[Callable[[], bytes], str]] = {
-    "all of Unicode": (CHARACTERS.encode, ""),
-    "a byte-order mark": (lambda: b"\xef\xbb\xbf", "the text is empty"),
-    "a cut character": (lambda: b"text" * 10 + b"\xf0\x9f\x98", r"byte 40 \(0xf0\) is not UTF-8; save the text as"),
-}  # fmt: skip
 
 
 HOSTILE: list[tuple[Target, str, dict[str, tuple[Callable[[], Any], str]]]] = [
     (MODEL, "m", MODELS),
     (LEGACY, "", DIRECTORIES),
     (PARAMS, "params.yaml", YAMLS),
-    (TEXT, "text.txt", CORPORA),
+    (TEXT, "text.txt", {"all of Unicode": (CHARACTERS.encode, "")}),
 ]
 
 

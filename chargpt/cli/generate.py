@@ -51,11 +51,12 @@ def generate(
         for sample in range(num_samples):
             head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
             written = stream(source, idx, max_tokens, sampling, random)
-            target.write((head + text).encode())
+            shown = head + text  # not yet: a note about compiling comes first, and would follow it in a terminal
             for piece in until(map(file.vocab.decode, written), stop or []):
-                target.write(piece.encode())
+                target.write((shown + piece).encode())
                 target.flush()
-            target.write(b"\n")
+                shown = ""
+            target.write(f"{shown}\n".encode())
         target.flush()
 
 

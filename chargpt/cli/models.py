@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -78,7 +79,7 @@ def migrate(
         train_ids, val_ids = map(characters_of, read_tokens(tokens, vocab))
         found = migration.migrate(legacy, output, vocab, val_ids, train_ids=train_ids, dialect=dialect)
     print(found.report())
-    print(f"wrote {output}; to generate text, run: chargpt generate --model {output}")
+    print(f"wrote {output}; to generate text, run: chargpt generate --model {shlex.quote(str(output))}")
     print(f"to continue the training in the pipeline, run: {command}")
 
 
@@ -108,8 +109,8 @@ def export(
         from chargpt.export.gguf import save_gguf
 
         remark = save_gguf(file, output)
-        modelfile = output.with_suffix(".Modelfile")
-        print(f"wrote {output}; run: llama-cli -m {output}, or: ollama create NAME -f {modelfile}")
+        gguf, modelfile = (shlex.quote(str(path)) for path in (output, output.with_suffix(".Modelfile")))
+        print(f"wrote {output}; run: llama-cli -m {gguf}, or: ollama create NAME -f {modelfile}")
     else:
         from chargpt.export import huggingface
 

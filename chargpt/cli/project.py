@@ -37,6 +37,7 @@ def gate(
     max_regression: Annotated[float, typer.Option(min=0, help="Allowed rise, as a fraction of the old value.")] = 0.01,
 ) -> None:
     """Exit with status 1 if a metric is worse than at another revision; for continuous integration."""
+    import_undisturbed("dvc")
     from chargpt.project.compare import compare
 
     revision, rows = compare(against, max_regression)

@@ -6,6 +6,7 @@ The names and shapes of the parameters give the architecture. The files do not r
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -52,7 +53,7 @@ class LegacyWeights:
         """Raise DoesNotFitCorpus if the text has another number of distinct characters than the model knows."""
         if self.sizes["vocab_size"] != len(vocab):
             found = f"the weights know {self.sizes['vocab_size']} characters, the text has {len(vocab)}"
-            raise DoesNotFitCorpus(f"{self.folder}: {found}: pass the text that this model was trained on")
+            raise DoesNotFitCorpus(f"{self.folder}: {found}: pass the model's own text, its byte-order mark included")
 
 
 def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) -> LegacyWeights:
@@ -112,11 +113,13 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     if (folder / "weights").is_dir() and not (folder / "lm_head.weight.txt").exists():
         raise ChargptError(f"{folder}: holds a directory `weights` instead of weights; pass {folder / 'weights'}")
     files = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_symlink() or not entry.is_file():
-            problems.append(f"{printable(entry)}: not a regular file (links are not followed); replace it with a copy")
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    if links := [entry for entry in entries if entry.is_symlink()]:
+        found = f"{printable(links[0])}: is a symbolic link, one of {len(links)}, and links are not followed"
+        raise ChargptError(f"{found}; if DVC made them, run: dvc unprotect {shlex.quote(str(folder))}")
+    for entry in entries:
+        if not entry.is_file():
+            problems.append(f"{printable(entry)}: not a regular file; move it out of the directory")
         elif entry.suffix != ".txt":
             problems.append(f"{printable(entry)}: {UNKNOWN}")
         else:

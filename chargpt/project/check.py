@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def problems() -> Iterator[str]:
     python = shutil.which("python")
     if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
         found = f"is {python}" if python else "is missing"
-        yield f"the stages call `python`, which {found}; run: . {Path(sys.prefix) / 'bin/activate'}"
+        yield f"the stages call `python`, which {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
     yield from git_problems()
 
 
@@ -110,6 +111,18 @@ def git_problems() -> Iterator[str]:
         )
     if git("rev-parse", "--is-shallow-repository").strip() == "true":
         yield "a shallow clone: comparing with older versions fails; run: git fetch --unshallow --tags"
+    if filters := try_git("config", "--get-regexp", r"^remote\..*\.partialclonefilter$"):
+        yield (
+            "a partial clone: DVC waits for ever for files that it lacks; run:"
+            f" git config --unset {filters.split()[0]} && git fetch --refetch"
+        )
+    if git("rev-parse", "--shared-index-path"):
+        yield "git's index is split, which DVC cannot read; run: git update-index --no-split-index"
+    if folder := git("rev-parse", "--show-prefix").strip():
+        yield (
+            f"the project is in {folder} of a git repository, where sweeps and versions do not work; to give it a"
+            " repository of its own, run: git init && git add --all && git commit -m start"
+        )
     yield from filter(None, (relative_remote(), untracked_code()))
 
 
@@ -131,5 +144,5 @@ def notes() -> Iterator[str]:
     if params.documents == "whole" and Path(params.corpus).is_file() and (note := list_note(params.corpus)):
         yield note
     if names := git("diff", "--name-only", "-z", "HEAD", "--", *CONFIGURATION).split("\0")[:-1]:
-        changed = " ".join(escape(name) for name in names)
+        changed = " ".join(shlex.quote(escape(name)) for name in names)
         yield f"Changed since the last commit: {changed}. To discard the changes, run: git checkout HEAD -- {changed}"

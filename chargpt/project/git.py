@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def reason(stderr: str, status: int) -> str:
 
     stderr: what the command printed, perhaps nothing. status: its exit status.
     """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    own = stderr.partition("Having any troubles?")[0]  # DVC goes on to advertise its support
+    lines = [line.strip() for line in own.splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.lower().startswith(("fatal:", "error:"))]
     said = " ".join(lines[errors[-1] if errors else -1 :])
     return without_credentials(said)[:400] or f"exit status {status} without a message"
@@ -67,7 +69,7 @@ def untracked_code() -> str | None:
     main = os.environ.get("DVC_ROOT", ".")
     listed = git("ls-files", "-z", "--others", "--exclude-standard", "chargpt", "stages", folder=main)
     names = [escape(name) for name in listed.split("\0") if name.endswith((".py", ".j2"))]
-    lack = f"{', '.join(names)}: not tracked by git, so experiments lack it; run: git add {' '.join(names)}"
+    lack = f"{', '.join(names)}: not tracked by git, so experiments lack it; run: git add {shlex.join(names)}"
     return lack if names else None
 
 

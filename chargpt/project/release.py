@@ -39,11 +39,11 @@ def release(version: str, message: str | None = None) -> str:
     if dirty:
         names = ", ".join(escape(line[3:]) for line in dirty[:5])
         raise ChargptError(f"not committed: {names}; commit these files, move them or name them in .gitignore")
-    if "Running stage" in _dvc("repro", "--dry", "--allow-missing"):
+    if "Running stage" in dvc("repro", "--dry", "--allow-missing"):
         raise ChargptError(
             "dvc.lock does not match the code, params.yaml or the outputs here; run: dvc repro, and commit it"
         )
-    states = json.loads(_dvc("status", "--cloud", "--json") or "{}")
+    states = json.loads(dvc("status", "--cloud", "--json") or "{}")
     if absent := sorted(name for name, state in states.items() if state in ("new", "missing")):
         raise ChargptError(f"not on the remote: {', '.join(absent[:5])}; run: dvc push")
     try:
@@ -53,9 +53,9 @@ def release(version: str, message: str | None = None) -> str:
     return f"{ARTIFACT}@{version}"
 
 
-def _dvc(*arguments: str) -> str:
+def dvc(*arguments: str) -> str:
     """The output of a DVC command. Raises ChargptError with DVC's own reason if it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise ChargptError(f"dvc {' '.join(arguments)}: {reason(done.stderr, done.returncode)}; run: chargpt check")
     return done.stdout

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,16 @@ from chargpt.runtime.exits import one_line
 
 @contextmanager
 def dvc_repository() -> Iterator[Any]:
-    """DVC's object for the project in the working directory. Raises ChargptError if DVC cannot read a file of it."""
+    """DVC's object for the project in the working directory.
+
+    Raises ChargptError if DVC cannot read a file of it, or if the user has no name or home, as in `docker run -u 1234`.
+    """
+    try:
+        getpass.getuser(), Path.home()  # DVC fails without them
+    except (KeyError, OSError, RuntimeError):
+        raise ChargptError(
+            f"DVC needs a name and a home, which user {os.getuid()} has not; run: export USER=me HOME=/tmp"
+        ) from None
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -32,7 +44,7 @@ def cache_folder() -> Path:
         return Path(repo.cache.local_cache_dir)
 
 
-def _default_remote() -> tuple[str | None, str]:
+def default_remote() -> tuple[str | None, str]:
     """The default remote's name and address."""
     with dvc_repository() as repo:
         name = repo.config["core"].get("remote")
@@ -43,15 +55,15 @@ def relative_remote() -> str | None:
     """A line about the default remote if its path is relative, or None."""
     from dvc.config_schema import RelPath
 
-    name, url = _default_remote()
+    name, url = default_remote()
     line = (
         f"the DVC remote {name} has a relative path, which means another directory in each clone; run:"
-        f" dvc remote modify {name} url {Path.cwd() / 'store'} (or another absolute path)"
+        f" dvc remote modify {name} url {shlex.quote(f'{Path.cwd()}/store')} (or another absolute path)"
     )
     return line if isinstance(url, RelPath) else None
 
 
 def private_remote() -> Path | None:
     """The default remote if it is a directory in the user's home, where colleagues do not reach it, or None."""
-    remote = Path(_default_remote()[1])
+    remote = Path(default_remote()[1])
     return remote if remote.is_relative_to(Path.home()) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 
 from chargpt.errors import ChargptError
@@ -30,6 +31,14 @@ def launch(options: list[str], module: str, *arguments: str) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    first = os.environ.get("PET_MASTER_ADDR", "127.0.0.1")
+    if "--standalone" in options or "PET_NNODES" not in os.environ:
+        first = "127.0.0.1"
+        options = [*options, "--local-addr", first]  # not the host's name, which may have no address
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError as error:  # torchrun would try for ten minutes, deaf to signals
+        raise ChargptError(f"PET_MASTER_ADDR is {first!r}: {error.strerror}; set the first machine's address") from None
     # torch would log pages of text about an error that is reported in one line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # torchrun hands these on to the processes, which then save

@@ -101,8 +101,6 @@ def open_sweep(folder: Path) -> Sweep:
         plan = Plan.model_validate_json(study.user_attrs[PLAN])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):  # by Optuna
         raise ChargptError(f"{folder / JOURNAL}: is damaged; restore it, or give the sweep another name") from None
-    with warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
-        study.sampler = make_engine(optuna.samplers, plan.sampler, seed_plus=len(study.get_trials(deepcopy=False)))
     study.pruner = make_engine(optuna.pruners, plan.pruner)
     return Sweep(folder, study, plan, study.user_attrs[BASELINE], study.user_attrs[CACHE])
 
@@ -165,6 +163,9 @@ def next_trial(sweep: Sweep, slot: int) -> optuna.Trial | None:
         else:
             if BEGAN not in sweep.study.user_attrs:
                 sweep.study.set_user_attr(BEGAN, time.time())
+            begun = len(sweep.study.get_trials(deepcopy=False))  # counted under the lock: no two have the same seed
+            with warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
+                sweep.study.sampler = make_engine(optuna.samplers, sweep.plan.sampler, seed_plus=begun)
             trial = sweep.study.ask(distributions(sweep.plan))
         trial.set_user_attr(SLOT, slot)
     return trial

@@ -18,9 +18,11 @@ from submitit.helpers import Checkpointable
 from chargpt.errors import ChargptError
 from chargpt.files import finite_numbers, read_json
 from chargpt.paths import METRICS
-from chargpt.project.git import git, untracked_code
+from chargpt.project.check import git_problems
+from chargpt.project.git import git
 from chargpt.project.outputs import require_clone
-from chargpt.project.remotes import cache_folder, relative_remote
+from chargpt.project.release import dvc
+from chargpt.project.remotes import cache_folder, default_remote
 from chargpt.runtime.exits import Terminated, one_line
 from chargpt.sweep.plan import Plan, load_plan, overrides
 from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
@@ -65,7 +67,7 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
     changed = git("diff", "--name-only", "--relative", "-z", "HEAD").split("\0")[:-1]
     if names := [name for name in changed if Path(name).resolve() != Path(path).resolve()]:
         yield f'{", ".join(names)}: not committed, so no trial would have the changes; run: git commit -a -m "..."'
-    yield from filter(None, (untracked_code(), relative_remote()))
+    yield from git_problems()
 
 
 def prepare(path: str | Path) -> Sweep:
@@ -75,9 +77,18 @@ def prepare(path: str | Path) -> Sweep:
     """
     plan = load_plan(path)
     require_clone()
-    if not has_begun(SWEEPS / plan.name) and (lines := list(refusals(path, plan))):
-        raise ChargptError(*lines)
+    if not has_begun(SWEEPS / plan.name):
+        if lines := list(refusals(path, plan)):
+            raise ChargptError(*lines)
+        try_pushing(plan)
     return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), cache_folder())
+
+
+def try_pushing(plan: Plan) -> None:
+    """Push the baseline's data, which every experiment needs. Raises ChargptError if git or DVC could not push."""
+    git("push", "--dry-run", "--quiet", ORIGIN, f"HEAD:refs/exps/{plan.name}")
+    if default_remote()[0]:
+        dvc("push")
 
 
 def run(sweep: Sweep, report: Callable[[str], None]) -> None:

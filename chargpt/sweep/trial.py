@@ -30,7 +30,7 @@ ORIGIN = "origin"  # the git remote
 CHECKPOINTS = ".dvc/tmp/chargpt"  # of trainings, in a clone
 LOCAL = ".dvc/config.local"
 ERROR = "error"  # attribute of a trial: why it failed
-DVC = [sys.executable, "-m", "dvc"]
+DVC = [sys.executable, "-P", "-m", "dvc"]
 
 
 class Stopped(ChargptError):

@@ -18,13 +18,13 @@ CHUNK = 1 << 18  # characters; a piece of this size fits the CPU's cache, so the
 def read_text(path: str | Path) -> Iterator[str]:
     """Yield the characters of a UTF-8 file, in pieces of bounded size.
 
-    CRLF and CR become LF, because the legacy system read its text that way. A byte-order mark at the start is dropped.
+    As in the legacy system, CRLF and CR become LF, and a byte-order mark is a character, U+FEFF, like any other.
     Raises ChargptError if there is no such file, or if a byte is not UTF-8; the message gives its position.
     """
     path = Path(path)
     if not path.is_file():
         raise ChargptError(f"{path}: no such text file; set `corpus` to the path of a UTF-8 text")
-    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
+    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8") as file:
         try:
             while text := file.read(CHUNK):
                 if text.count("\0") > len(text) // 100:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ def require_corpus(corpus: str) -> None:
     if not is_default_corpus(corpus) and not Path(corpus).is_file():
         raise ChargptError(
             f"params.yaml: corpus is {corpus!r}, and there is no such file; give an existing path. Experiments in"
-            f" copies of the project have only the files that git or DVC tracks: run: git add {corpus}"
+            f" copies of the project have only the files that git or DVC tracks: run: git add {shlex.quote(corpus)}"
         )
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from chargpt.model.config import GPTConfig
     from chargpt.params import Params
 
-LONG = 1_000_000  # characters to train on, from which a model from scratch needs no base
+# characters to train on: fewer need small steps; more need no base; and how many are read at most, in all epochs
+SHORT, LONG, MOST = 300_000, 1_000_000, 1500 * 24 * 128
 
 
 def resolve(params: Params, characters: int, known: float, source: GPTConfig | None = None) -> Params:
@@ -36,15 +37,20 @@ def resolve(params: Params, characters: int, known: float, source: GPTConfig | N
     sizes["block_size"] = min(sizes["block_size"], characters - 1)
     for key, value in sizes.items():
         choose(key, value)
-    tuned = init not in ("scratch", "migrated")
+    batch, epochs, lr, weight_decay = 24 * 128, 10, 0.018, 0.25  # batch: characters
+    if init not in ("scratch", "migrated"):  # few passes, in small steps: the model forgets what it knew
+        batch, epochs, lr = 1024 if characters < 100_000 else 2048, 5, 0.003 * (characters / 20_000) ** 0.25
+    elif characters < SHORT:
+        batch, epochs, lr, weight_decay = 1024, 15, 0.01, 0.5
     choose("dropout", 0.0)
-    batch_size = choose("batch_size", 8 if tuned else 24)
-    windows = math.prod(epoch_parts(characters, values["block_size"]))
-    max_iters = choose("max_iters", min(1500, math.ceil(10 * windows / batch_size)))
+    block_size = values["block_size"]
+    batch_size = choose("batch_size", max(1, batch // block_size))
+    steps = math.ceil(epochs * math.prod(epoch_parts(characters, block_size)) / batch_size)
+    max_iters = choose("max_iters", min(steps, max(1, MOST // (batch_size * block_size))))
     choose("eval_interval", math.ceil(max_iters / 5))
     choose("warmup_iters", max_iters * 2 // 75)
-    choose("lr", 0.006 if tuned else 0.018)
-    choose("weight_decay", 0.25)
+    choose("lr", float(f"{min(lr, 0.018):.2g}"))
+    choose("weight_decay", weight_decay)
     return params.model_copy(update=values)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SIGNED, environment_of, write_params
+from tests.conftest import SIGNED, TEXT, environment_of, write_params
 from tests.docs.pages import PAGES, blocks
 
 pytestmark = pytest.mark.system
@@ -83,6 +83,9 @@ def prepare(page: str, folder: Path) -> dict[str, str]:
     if page in ("docs/generating.md", "docs/engines.md"):  # texts there are longer than the toy's context
         write_params(folder / "params.yaml", corpus="data/mine.txt", prompt="9", block_size=64)
         shell("dvc repro -q", folder)
+    if page == "docs/unusual.md":
+        for name in ("normal", "app"):
+            (folder / f"data/{name}.log").write_text(TEXT, newline="\n")
     if page == "docs/experiments.md":
         shell("dvc exp run --temp -n hot -S lr=0.004", folder)
     return {}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import tomllib
 
 import pytest
 import typer.main
+from dvc.utils.hydra import to_hydra_overrides
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
 
 from chargpt.cli.app import app
-from chargpt.params import Params
+from chargpt.params import Params, check_value
 from tests.docs.pages import PAGES, blocks
 from tests.pipeline import ROOT
 
@@ -39,6 +42,22 @@ def test_the_readme_links_to_every_page() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_parameters_after_S_exist(page: str) -> None:
     assert set(re.findall(r"-S ['\"]?(\w+)=", PAGES[page])) - {"key", "name"} <= set(Params.model_fields)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Hydra's parser
+@pytest.mark.parametrize("page", PAGES)
+def test_S_sets_what_the_page_shows(page: str) -> None:
+    """As a shell splits the line, and as DVC parses the words; every page that sets text quotes it for both."""
+    shown = re.findall(r"-S ('[^']*'|\w+=\"[^\"]*\"|\w+=[^\s`]+)", PAGES[page])
+    for word in (shlex.split(text)[0] for text in shown):
+        key, _, text = word.partition("=")
+        if key in Params.model_fields and not re.fullmatch("[A-Z]+", text):  # of placeholders
+            (override,) = to_hydra_overrides([word])
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            parts = [text[1:-1]] if text[0] == '"' else text.split(",")
+            for value, part in zip(values, parts, strict=True):
+                assert value == (part if isinstance(value, str) else YAML(typ="safe").load(part)), word
+                check_value(key, value, page)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,43 +43,35 @@ def curve(losses: list[tuple[float, float]]) -> list[Row]:
     return [Row(100 * i, train, val, 0.1) for i, (train, val) in enumerate(losses)]
 
 
-@pytest.mark.parametrize(
-    ("losses", "said"),
-    [
-        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.5)], ""),
-        ([(4.0, 4.0), (1.2, 1.5), (1.0, 1.509)], "the training loss is 0.51 below the validation loss; try fewer"),
-        ([(4.0, 4.0), (1.2, 1.5), (1.1, 1.509)], "the training loss is 0.41 below the validation loss; try fewer"),
-        ([(4.0, 4.0), (1.2, 1.5), (1.11, 1.509)], ""),
-        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.6105)], "rose from 1.6000 at step 100 to 1.6105; try -S max_iters=100, a"),
-        ([(4.0, 4.0)], ""),
-    ],
-)
-def test_overfitting_is_reported(losses: list[tuple[float, float]], said: str) -> None:
-    text = diagnosis(curve(losses), 0.0)
-    assert (said in text and text.startswith("the model overfits: ")) if said else not text
+OVERFITS = "^the model overfits: .*"
 
 
 @pytest.mark.parametrize(
     ("losses", "unseen", "said"),
     [
+        ([(4.0, 4.0), (1.5, 1.6), (1.3, 1.5)], 0.0, "^$"),
+        ([(4.0, 4.0)], 0.0, "^$"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.11, 1.509)], 0.0, "^$"),
+        ([(4.0, 4.0), (1.2, 1.5), (1.1, 1.509)], 0.0, rf"{OVERFITS}loss is 0\.41 below the validation loss; try fewer"),
         (
-            [(4.0, 4.0), (150.0, 90.0)],
-            0.5,
-            "training diverged: after step 0, the training loss rose from 4.0000 to 150",
+            [(4.0, 4.0), (1.5, 1.6), (1.3, 1.6105)],
+            0.0,
+            rf"{OVERFITS}from 1\.6000 at step 100 to 1\.6105; .*=100",
         ),
-        ([(4.0, 4.0), (2.0, 2.0), (3.0, 3.0)], 0.0, "lower the learning rate (-S lr=0.033)"),
+        ([(4.0, 4.0), (150.0, 90.0)], 0.5, r"^training diverged: after step 0, .* loss rose from 4\.0000 to 150"),
+        ([(4.0, 4.0), (2.0, 2.0), (3.0, 3.0)], 0.0, r"^training diverged: .*lower the learning rate \(-S lr=0\.033\)"),
         ([(4.0, 4.0), (1.2, 1.5), (1.0, 1.509)], 0.02, "differs from its beginning: 2% of its characters do not occur"),
         (
             [(4.0, 4.0), (2.5, 4.5), (0.3, 6.5)],
             0.0,
-            "training loss fell to 0.3000: the end of the text, which is for val",
+            r"loss fell to 0\.3000: the end of the text, which is for val",
         ),
     ],
 )
-def test_divergence_and_a_text_that_changes_are_told_from_overfitting(
+def test_overfitting_divergence_and_a_text_that_changes(
     losses: list[tuple[float, float]], unseen: float, said: str
 ) -> None:
-    assert said in diagnosis(curve(losses), unseen)
+    assert re.search(said, diagnosis(curve(losses), unseen))
 
 
 def test_a_row_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

@@ -16,13 +16,6 @@ from chargpt.model.gpt import GPT
 from tests.conftest import random_model
 
 
-def test_uniform_logits_have_loss_ln_vocab_size() -> None:
-    model = GPT(GPTConfig(65, 16, 1, 2, 8))
-    torch.nn.init.zeros_(model.lm_head.weight)
-    ids = np.random.default_rng(0).integers(0, 65, 1000).astype(np.uint8)
-    assert evaluate(model, ids) == pytest.approx(math.log(65), abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("config", "n", "sizes"),
     [

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +105,7 @@ def test_model_card(tmp_path: Path) -> None:
     for words in (*rows, "may be 8 characters long", "\U0001f600"):
         assert words in card
     snippet = card.split("```python\n")[1].split("```")[0].replace("PATH OF THIS DIRECTORY", str(tmp_path / "hf"))
-    assert subprocess.run([sys.executable, "-W", "error", "-c", snippet], capture_output=True).returncode == 0
+    exec(snippet, {})
 
 
 def test_model_card_escapes_untrusted_text(tmp_path: Path) -> None:

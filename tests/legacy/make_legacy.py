@@ -1,4 +1,4 @@
-"""Make data/legacy: a small model trained as the legacy system trained, saved as it saved.
+"""Make data/legacy/weights: a small model trained as the legacy system trained, saved as it saved.
 
     python -m tests.legacy.make_legacy TEXT
 
@@ -16,19 +16,8 @@ from torch.nn import functional as F
 
 from tests.legacy.reference import LegacyModel, write_legacy
 
-CONFIG = {
-    "batch_size": 32,
-    "block_size": 32,
-    "max_iters": 20000,
-    "eval_interval": 1000,
-    "learning_rate": 0.002,
-    "eval_iters": 100,
-    "n_embd": 24,
-    "n_head": 3,
-    "n_layer": 2,
-    "dropout": 0.0,
-}
 OUTPUT = Path("data/legacy")
+CONFIG = json.loads((OUTPUT / "config.json").read_text())
 
 
 def main(corpus: str) -> None:
@@ -56,7 +45,6 @@ def main(corpus: str) -> None:
         batch_loss("train").backward()
         optimizer.step()
     write_legacy(OUTPUT / "weights", {name: t.numpy() for name, t in model.state_dict().items()})
-    (OUTPUT / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", newline="\n")
 
 
 if __name__ == "__main__":

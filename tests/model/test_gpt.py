@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -133,22 +132,10 @@ def test_every_weight_gets_a_gradient(model: GPT) -> None:
         assert p.grad is not None and p.grad.any(), name
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("head", 0.25), ("embedding", 0.125)])
-def test_attention_scale(scale: Any, expected: float) -> None:
-    """The root of a head's 16, or, in the oldest legacy releases, of all 64."""
-    assert GPTConfig(5, 4, 1, 4, 64, attention_scale=scale).scale == expected
-
-
 def test_the_cache_has_the_models_dtype_and_device() -> None:
     model = random_model(GPTConfig(11, 8, 2, 2, 8)).double()
     assert {KVCache(model, 3).keys.dtype, KVCache(model, 3).values.dtype} == {torch.float64}
     assert KVCache(model.to("meta"), 1).values.is_meta
-
-
-def test_architectures_are_immutable(model: GPT) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        model.config.n_layer = 7  # type: ignore[misc]
-    assert GPTConfig(5, 4, 1, 2, 8) == GPTConfig(5, 4, 1, 2, 8, 0.0, "gelu", "head"), "what new models are"
 
 
 @pytest.mark.parametrize(

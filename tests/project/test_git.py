@@ -13,7 +13,7 @@ from chargpt.errors import ChargptError
 from chargpt.project import compare
 from chargpt.project.check import git_problems
 from chargpt.project.git import git, reason, try_git, untracked_code, without_credentials
-from tests.conftest import IDENTITY
+from tests.conftest import IDENTITY, SIGNED
 
 
 @pytest.fixture
@@ -56,6 +56,38 @@ def test_failures_of_git_are_reported(how: str, folder: Path, monkeypatch: pytes
     assert try_git("status") is None
 
 
+@pytest.mark.parametrize(
+    ("commands", "said"),
+    [
+        (["clone", "-q", "--filter=blob:none", "file://{}", "clone"], "run: git config --unset remote.origin.partial"),
+        (["update-index", "--split-index"], "run: git update-index --no-split-index"),
+        (["mv", "metrics", "sub/metrics"], "the project is in sub/ of a git repository"),
+    ],
+)
+def test_metrics_are_read_where_dvc_cannot(
+    commands: list[str], said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a partial clone and with a split index, DVC waits for ever. `check` says so, and a printed remedy works."""
+    for path in ("metrics/evaluate.json", "sub/x"):
+        (folder / path).parent.mkdir()
+        (folder / path).write_text('{"val_loss": 2}')
+    git("add", "--all")
+    git(*IDENTITY, "commit", "-q", "-m", "metrics")
+    git("config", "uploadpack.allowFilter", "true")
+    git(*[command.format(folder) for command in commands])
+    git(*IDENTITY, "commit", "-q", "--allow-empty", "-m", "moved")
+    monkeypatch.chdir({"clone": "clone", "mv": "sub"}.get(commands[0], "."))
+    monkeypatch.setattr("chargpt.project.check.relative_remote", lambda: None)  # it needs a project of DVC
+    assert compare.metrics_at("HEAD") == {"val_loss": 2}
+    for name, value in SIGNED.items():
+        monkeypatch.setenv(name, value)
+    (problem,) = git_problems()
+    assert said in problem
+    if commands[0] != "mv":
+        subprocess.run(["sh", "-ec", problem.split("run: ")[1]], check=True)
+        assert list(git_problems()) == []
+
+
 def test_a_folder_without_repository(tmp_path: Path) -> None:
     with pytest.raises(ChargptError, match=r"^git rev-parse: fatal: not a git repository \(or any"):
         git("rev-parse", "--git-dir", folder=tmp_path)
@@ -69,6 +101,7 @@ def test_a_folder_without_repository(tmp_path: Path) -> None:
         ("warning: a\nfatal: b\n\n  c\n", "fatal: b c"),
         ("ERROR: first\nERROR: last\n", "ERROR: last"),
         ("no prefix\nlast line\n", "last line"),
+        ("ERROR: no keys\n\nHaving any troubles? Hit us up\n", "ERROR: no keys"),
         ("fatal: unable to access 'https://me:token@host/x.git'", "fatal: unable to access 'https://host/x.git'"),
     ],
 )

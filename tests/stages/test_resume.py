@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Run, Shared, commit, environment_of, hear_hangups, set_value, write_params
+from tests.conftest import Shared, commit, environment_of, hear_hangups, set_value, until, write_params
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
-OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv", "metrics/evaluate.json", "dvc.lock"]
+OUTPUTS = ["artifacts/model.safetensors", "metrics/curves.tsv"]
 LONG = {"max_iters": 800, "eval_interval": 200, "dropout": 0.1}  # a few seconds
 Start = Callable[..., subprocess.Popen[str]]
 ORPHANED = "the DVC process that started this training has ended"
@@ -33,7 +33,8 @@ def repo(shared: Shared, template: Path, tmp_path_factory: pytest.TempPathFactor
     def fill(folder: Path) -> None:
         project = shutil.copytree(template, folder / "project", symlinks=True)
         write_params(project / "params.yaml", corpus="data/mine.txt", prompt="9", **LONG)
-        subprocess.run(["dvc", "repro"], cwd=project, env=environment_of(folder), check=True, capture_output=True)
+        train = ["dvc", "repro", "--single-item", "train"]
+        subprocess.run(train, cwd=project, env=environment_of(folder), check=True, capture_output=True)
         assert not states(project), "a completed run leaves no state"
         commit(project, "reference")
 
@@ -44,7 +45,7 @@ def repo(shared: Shared, template: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def reference(repo: Path) -> dict[str, str]:
     """Hashes of the uninterrupted run's outputs."""
-    return hashes(repo)
+    return trained(repo)
 
 
 @pytest.fixture
@@ -67,12 +68,8 @@ def start(repo: Path, environment: dict[str, str]) -> Start:
     return start
 
 
-def hashes(repo: Path) -> dict[str, str]:
-    return {name: hashlib.md5((repo / name).read_bytes()).hexdigest() for name in OUTPUTS}
-
-
 def trained(repo: Path) -> dict[str, str]:
-    return {name: digest for name, digest in hashes(repo).items() if name in OUTPUTS[:2]}
+    return {name: hashlib.md5((repo / name).read_bytes()).hexdigest() for name in OUTPUTS}
 
 
 def states(repo: Path) -> list[Path]:
@@ -90,22 +87,15 @@ def trainers(repo: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
-
-
 def wait_for_save(repo: Path) -> None:
     """Until the trainer that was started last has saved its state."""
-    wait_for(lambda: trainers(repo) and any(p.exists() and p.stat().st_mtime > STARTED[-1] for p in states(repo)))
+    until(lambda: trainers(repo) and any(p.exists() and p.stat().st_mtime > STARTED[-1] for p in states(repo)))
 
 
 def wait_for_training(repo: Path) -> None:
     """Until the trainer that was started last has written the first row of its curve."""
     curve = repo / "metrics/curves.tsv"
-    wait_for(lambda: trainers(repo) and curve.exists() and curve.stat().st_mtime > STARTED[-1])
+    until(lambda: trainers(repo) and curve.exists() and curve.stat().st_mtime > STARTED[-1])
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -113,22 +103,17 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
-def kill_after_a_save(repo: Path, start: Start, later_s: float = 0) -> tuple[int, str]:
-    """SIGKILL the trainer some time after it saved its state; what DVC then returned and printed."""
-    process = start(CHARGPT_SAVE_EVERY_S="0.02")
-    wait_for_save(repo)
-    time.sleep(later_s)
-    for trainer in trainers(repo):
-        trainer.kill()
-    return finish(process)
-
-
 def test_killed_at_random_moments_ends_with_the_same_bytes(repo: Path, start: Start, reference: dict[str, str]) -> None:
     """Saving every 20 ms, so that some kills fall into a save; each start must get further than the last."""
     rng = random.Random(0)
     continued = 0
-    for _ in range(3):
-        status, output = kill_after_a_save(repo, start, later_s=rng.uniform(0.05, 0.3))
+    for _ in range(2):
+        process = start(CHARGPT_SAVE_EVERY_S="0.02")
+        wait_for_save(repo)
+        time.sleep(rng.uniform(0.05, 0.3))
+        for trainer in trainers(repo):
+            trainer.kill()
+        status, output = finish(process)
         continued += "continuing at step" in output
         assert status != 0, output
         assert "Traceback" not in output
@@ -136,10 +121,9 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(repo: Path, start: St
         assert beside <= 3  # the state, the lock, and at most one half-written copy
     status, output = finish(start())
     assert (status, "continuing at step" in output) == (0, True), output
-    assert continued == 2
+    assert continued == 1
     assert not states(repo)
-    finish(start("dvc", "repro"))
-    assert hashes(repo) == reference
+    assert trained(repo) == reference
 
 
 @pytest.mark.parametrize(
@@ -158,7 +142,7 @@ def test_a_signal_saves_and_says_so(repo: Path, start: Start, reference: dict[st
     assert "Traceback" not in output
     status, output = finish(start())
     assert (status, "continuing at step" in output) == (0, True), output
-    assert trained(repo).items() <= reference.items()
+    assert trained(repo) == reference
 
 
 def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
@@ -176,19 +160,7 @@ def test_an_orphan_saves_and_ends_and_never_runs_beside_its_successor(
     assert process.stdout
     assert f"stopped ({ORPHANED}); saved at step" in process.stdout.read()
     process.stdout.close()
-    assert trained(repo).items() <= reference.items()
-
-
-@pytest.mark.slow
-def test_an_orphan_while_torch_loads_saves_and_ends(repo: Path, start: Start, reference: dict[str, str]) -> None:
-    process = start(CHARGPT_SAVE_EVERY_S="1000")
-    wait_for(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
-    process.kill()
-    output, _ = process.communicate(timeout=120)
-    assert f"stopped ({ORPHANED}); saved at step" in output
-    status, output = finish(start())
-    assert (status, "continuing at step" in output) == (0, True), output
-    assert trained(repo).items() <= reference.items()
+    assert trained(repo) == reference
 
 
 @pytest.mark.slow
@@ -198,13 +170,13 @@ def test_orphans_of_torchrun_save_and_end(repo: Path, start: Start, reference: d
     set_value(repo / "params.yaml", launch="torchrun --standalone --nproc-per-node 2")
     try:
         process = start(CHARGPT_SAVE_EVERY_S="1000")
-        wait_for(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
+        until(lambda: trainers(repo) and any("libtorch_cpu" in m.path for m in trainers(repo)[0].memory_maps()))
         assert len(trainers(repo)) == 1, "torchrun itself"
         process.kill()
         output, _ = process.communicate(timeout=120)
         assert output.count(f"stopped ({ORPHANED}); saved at step") == 1, output
         assert "Traceback" not in output
-        wait_for(lambda: not trainers(repo))
+        until(lambda: not trainers(repo))
         status, output = finish(start())
         assert (status, "continuing at step" in output) == (0, True), output
     finally:
@@ -226,70 +198,33 @@ def test_impatient_signals_do_not_disturb_the_ending(repo: Path, start: Start, r
     assert (status, "continuing at step" in output) == (0, True), output
 
 
-def test_a_damaged_state_is_reported_and_ignored(repo: Path, start: Start, reference: dict[str, str]) -> None:
-    kill_after_a_save(repo, start)
-    state = states(repo)[0]
-    content = bytearray(state.read_bytes())
-    content[-10] ^= 1
-    state.write_bytes(content)
-    status, output = finish(start())
-    assert (status, "is damaged; ignoring it" in output, "continuing" in output) == (0, True, False), output
-    assert trained(repo).items() <= reference.items()
-
-
-@pytest.mark.slow
-def test_a_fresh_start_on_request(repo: Path, start: Start, reference: dict[str, str]) -> None:
-    kill_after_a_save(repo, start)
-    status, output = finish(start(CHARGPT_FRESH="1"))
-    assert (status, "continuing" in output) == (0, False), output
-    assert trained(repo).items() <= reference.items()
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "message"),
-    [
-        ("params.yaml", "lr: ", "lr: 0.0123 # ", "parameter lr"),
-        pytest.param("chargpt/model/gpt.py", '"""', '"""Edited. ', "chargpt/model/gpt.py", marks=pytest.mark.slow),
-        pytest.param("artifacts/vocab.json", "\n", " \n", "artifacts/vocab.json", marks=pytest.mark.slow),
-    ],
-)
-def test_an_edit_while_training_fails_the_stage(
-    repo: Path, start: Start, run: Run, reference: dict[str, str], name: str, old: str, new: str, message: str
-) -> None:
-    before = (repo / name).read_text()
+def test_an_edit_while_training_fails_the_stage(repo: Path, start: Start, reference: dict[str, str]) -> None:
+    files = {repo / "params.yaml": ("lr: ", "lr: 0.0123 # "), repo / "chargpt/model/gpt.py": ('"""', '"""Edited. ')}
+    before = {path: path.read_text() for path in files}
     lock = (repo / "dvc.lock").read_bytes()
     process = start()
     wait_for_save(repo)
-    (repo / name).unlink()  # may be a link into the cache
-    (repo / name).write_text(before.replace(old, new, 1))
+    for path, words in files.items():
+        path.write_text(before[path].replace(*words, 1))
     status, output = finish(process)
-    (repo / name).write_text(before)
+    for path, text in before.items():
+        path.write_text(text)
     assert status != 0
-    assert f"error: changed while training ran: {message}; dvc.lock would describe a model" in output, output
+    said = "error: changed while training ran: chargpt/model/gpt.py, parameter lr; dvc.lock would describe a model"
+    assert said in output, output
     assert (repo / "dvc.lock").read_bytes() == lock
     status, output = finish(start())  # the edit undone: what was trained is not lost
     assert (status, "continuing at step" in output) == (0, True), output
-    assert trained(repo).items() <= reference.items()
+    assert trained(repo) == reference
 
 
 @pytest.mark.slow
-def test_a_changed_parameter_starts_afresh(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
-    kill_after_a_save(repo, start)
-    status, output = finish(start("dvc", "exp", "run", "-S", "lr=0.02"))
-    assert (status, "continuing" in output) == (0, False), output
-    shutil.rmtree(repo / ".dvc/tmp/chargpt")
-    run("git", "reset", "-q", "--hard")
-    run("dvc", "checkout", "-q", "--force")
-    assert hashes(repo) == reference
-
-
-@pytest.mark.slow
-def test_a_queued_experiment_resumes(repo: Path, start: Start, run: Run, reference: dict[str, str]) -> None:
+def test_a_queued_experiment_resumes(repo: Path, start: Start) -> None:
     """`--temp` runs in a directory of its own, which is gone after a kill; the state is in the main repository."""
     command = ("dvc", "exp", "run", "--temp", "-C", "data/mine.txt", "-S", "lr=0.02", "-S", "max_iters=500")
     shutil.rmtree(repo / ".dvc/tmp/chargpt", ignore_errors=True)
     process = start(*command)
-    wait_for(lambda: states(repo))
+    until(lambda: states(repo))
     for child in psutil.Process(process.pid).children(recursive=True):
         if child.cmdline()[-2:] == ["stages", "train"]:
             child.send_signal(signal.SIGINT)

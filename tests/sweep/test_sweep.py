@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +27,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
-from tests.conftest import SIGNED, commit, environment_of, free_ports, set_value, write_params
+from tests.conftest import SIGNED, chargpt, commit, environment_of, free_ports, set_value, until, write_params
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install -e .[sweep]")
 submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install -e .[sweep]")
 from optuna.trial import Trial, TrialState  # noqa: E402
 
-import chargpt.sweep  # noqa: E402
+from chargpt import sweep as sweep_package  # noqa: E402
 from chargpt.sweep import plan, study, submit, trial  # noqa: E402
 from chargpt.sweep.page import write_page  # noqa: E402
 
@@ -63,17 +63,14 @@ def write(path: Path, **changes: Any) -> Path:
         ({"space": {"learning_rate": [1]}}, "learning_rate is not a parameter; use one of params.yaml"),
         ({"space": {"lr": {"low": 0.0, "high": 1.0}}}, "lr is 0.0; it must be a number, > 0, <= 10"),
         ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be "),
-        ({"space": {"n_layer": {"low": 1, "high": 4, "step": 0.5}}}, "n_layer is 0.5; it must be "),
         ({"space": {"optimizer": ["sgd"]}}, "optimizer is 'sgd'; it must be one of muon, adamw"),
         ({"fixed": {"lr": 0.1}}, "lr is in space and in fixed; keep only one of them"),
         ({"pruner": None}, "pruner is None; it must be a name of Optuna's, or .*; NopPruner for none"),
         ({"pruner": "MedianPruner", "objective": "perplexity"}, "set objective to val_loss"),
         # in Optuna's words
         ({"space": {"lr": {"low": 0.1, "high": 0.01}}}, "Optuna: `low <= high` must hold, .*; see Optuna's doc"),
-        ({"space": {"lr": {"low": 0.1, "high": 0.2, "log": True, "step": 0.1}}}, "Optuna: The parameter `step` is not"),
         ({"sampler": "NopeSampler"}, "Optuna: module 'optuna.samplers' has no attribute 'NopeSampler'"),
         ({"sampler": {"TPESampler": {"nope": 1}}}, "Optuna: .*TPESampler.* unexpected keyword argument 'nope'"),
-        ({"sampler": {"TPESampler": {"n_startup_trials": "many"}}}, "Optuna: '<' not supported"),
     ],
 )
 def test_invalid_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -219,21 +216,13 @@ def test_the_reason_of_a_failure_is_the_last_error_in_the_log(tmp_path: Path, ou
 def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ChargptError, match=r"^submitit is not installed; run: pip install -c constraints.txt -e "):
-        importlib.reload(chargpt.sweep)
+        importlib.reload(sweep_package)
 
 
 def test_missing_slurm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ChargptError, match=r"^slurm: .*srun.*; see submitit's documentation$"):
         submit.make_executor(make_sweep(tmp_path, executor="slurm"))
-
-
-def until(condition: Callable[[], object], about: Callable[[], str] = str, seconds: float = 200) -> None:
-    """Wait for a condition, or fail with a text about it."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, about()
-        time.sleep(0.1)
 
 
 STAGE = """
@@ -252,6 +241,7 @@ PIPELINE = """
 stages:
   train:
     cmd: python stage.py
+    deps: [text]
     params: [lr, n_layer, n_head, max_iters]
     outs: [model]
     metrics: [{metrics/evaluate.json: {cache: false}}]
@@ -260,7 +250,7 @@ stages:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Project:
-    """A project of one stage, which takes no time, and with `max_iters: 7` does not end."""
+    """A project of one stage, which takes no time, and with `max_iters: 7` does not end. DVC keeps its text."""
     made = tmp_path / "made"
     made.mkdir()
     write_params(made / "params.yaml")
@@ -268,7 +258,8 @@ def small(tmp_path: Path) -> Project:
     (made / "dvc.yaml").write_text(PIPELINE)
     (made / ".gitignore").write_text("/model\n/metrics/curves.tsv\n")
     environment = environment_of(tmp_path)
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
+    (made / "text").write_text("text")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "text"], ["dvc", "repro", "-q"]):
         subprocess.run(command, cwd=made, env=environment, check=True)
     commit(made, "start")
     return Project(tmp_path, made)
@@ -335,18 +326,18 @@ def project(tmp_path: Path, template: Path) -> Project:
 @pytest.mark.timeout(600)
 def test_trials_are_experiments_at_home(small: Project, tmp_path: Path) -> None:
     """Each with its parameters, applied with one command; a second call adds trials only if the budget grew."""
-    small.plan(trials=3)
+    small.plan(trials=2)
+    small("dvc", "remote", "add", "--local", "-d", "private", str(tmp_path / "private"))
     outcomes = small.shown()
-    assert set(outcomes) == {f"toy-{i}" for i in range(3)}
+    assert len([path for path in (tmp_path / "private").rglob("*") if path.is_file()]) == 4  # the text and 3 models
+    assert set(outcomes) == {"toy-0", "toy-1"}
     assert all(re.fullmatch(r"val_loss \d\.\d{6}", outcome) for outcome in outcomes.values()), outcomes
     table = csv.DictReader(small("dvc", "exp", "show", "--csv").stdout.splitlines())
     losses = {row["Experiment"]: row["val_loss"] for row in table}
     for name, outcome in outcomes.items():
         assert float(outcome.split()[1]) == pytest.approx(float(losses[name]))
     best = min(outcomes, key=lambda name: outcomes[name])
-    logs = [path.read_text() for path in small.folder.glob("toy-*.log")]
-    assert small.shown() == outcomes  # nothing is repeated
-    assert [path.read_text() for path in small.folder.glob("toy-*.log")] == logs
+    logs = {path: path.read_text() for path in small.folder.glob("toy-*.log")}
     small("dvc", "exp", "apply", best)
     applied = json.loads((small.home / "metrics/evaluate.json").read_text())
     assert applied["val_loss"] == float(outcomes[best].split()[1])
@@ -360,8 +351,10 @@ def test_trials_are_experiments_at_home(small: Project, tmp_path: Path) -> None:
             (clone / ".dvc/tmp/exps/rwlock").write_text("")
     with (small.folder / "journal.log").open("a") as file:  # and a crash of the machine the journal
         file.write('{"op_code": 4, "wor')
-    small.plan(trials=4)
-    assert set(small.shown()) == {f"toy-{i}" for i in range(4)}
+    small.plan(trials=3)
+    grown = small.shown()
+    assert grown.items() > outcomes.items() and grown.keys() - outcomes == {"toy-2"}
+    assert all(path.read_text() == log for path, log in logs.items()), "nothing is repeated"
     small.plan(space={"lr": [0.1]})
     done = small("chargpt", "sweep", "mine.yaml", check=False)
     assert done.returncode == 1 and "sweep toy: space changed after trial 0; use another name" in done.stderr
@@ -410,12 +403,14 @@ def test_failures_and_pruning(small: Project) -> None:
 
 
 @pytest.mark.system
-def test_what_would_make_every_trial_fail_is_refused(small: Project) -> None:
+def test_what_would_make_every_trial_fail_is_refused(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     small.plan()
+    for name, value in small.environment.items():
+        monkeypatch.setenv(name, value)
 
     def refused(path: str = "mine.yaml") -> str:
-        done = small("chargpt", "sweep", path, check=False)
-        assert done.returncode == 1 and done.stdout == ""
+        done = chargpt("sweep", path, cwd=small.home)
+        assert done.returncode == 1 and done.stdout == "", done.stderr
         assert not small.folder.exists()
         return done.stderr
 
@@ -433,12 +428,15 @@ def test_what_would_make_every_trial_fail_is_refused(small: Project) -> None:
     for path in ("mine.yaml", "../mine.yaml"):
         assert refused(path).startswith("error: the DVC remote near has a relative path")
     small("dvc", "config", "--local", "--unset", "core.remote")
+    small("dvc", "remote", "add", "--local", "-d", "gone", "/proc/nope")
+    assert re.match("error: dvc push: ERROR: .*/proc/nope'; run: chargpt check\n$", refused())
+    small("dvc", "config", "--local", "--unset", "core.remote")
     small.plan(objective="accuracy")
     assert "objective is accuracy; it must be a key of metrics/evaluate.json" in refused()
     small("git", "remote", "remove", "origin")
     small.plan()
     assert "No such remote 'origin'" in refused()
-    done = small("chargpt", "trial", str(small.home), check=False)
+    done = chargpt("trial", str(small.home), cwd=small.home)
     assert done.returncode == 1 and "not the directory of a sweep" in done.stderr
 
 
@@ -494,10 +492,7 @@ SLURM = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock
-MpiDefault=none
 ProctrackType=proctrack/linuxproc
 ReturnToService=2
 SlurmctldPort={ports[0]}
@@ -508,11 +503,9 @@ SlurmdSpoolDir={folder}
 StateSaveLocation={folder}
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-SwitchType=switch/none
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-JobAcctGatherType=jobacct_gather/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """

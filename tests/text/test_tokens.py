@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 from chargpt.errors import ChargptError
 from chargpt.text import corpus as text
@@ -97,7 +96,7 @@ PIECES = st.sampled_from([b"\r", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xf0\x9f\x98
 
 @given(st.binary(max_size=40) | st.lists(PIECES).map(b"".join))
 def test_any_bytes_are_decoded_as_python_decodes_them(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    """But for line ends, which become LF, and a byte-order mark at the start, which is dropped."""
+    """But for line ends, which become LF; a byte-order mark at the start is U+FEFF."""
     path = corpus(tmp_path_factory.mktemp("x"), content)
     try:
         expected = content.decode("utf-8")
@@ -105,13 +104,11 @@ def test_any_bytes_are_decoded_as_python_decodes_them(tmp_path_factory: pytest.T
         with pytest.raises(ChargptError, match=f"byte {error.start} "):
             list(read_text(path))
     else:
-        expected = expected.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        expected = expected.replace("\r\n", "\n").replace("\r", "\n")
         assert "".join(read_text(path)) == expected
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"", "text is empty"), (b"\xef\xbb\xbf", "text is empty"), (None, "no such text file")]
-)
+@pytest.mark.parametrize(("content", "message"), [(b"", "text is empty"), (None, "no such text file")])
 def test_empty_and_missing_texts_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = corpus(tmp_path, content) if content is not None else tmp_path / "nothing.txt"
     with pytest.raises(ChargptError, match=message):
@@ -151,13 +148,6 @@ def test_a_split_without_a_prediction_is_refused(length: int, val_fraction: floa
         f"a text of {length} characters with val_fraction={val_fraction} leaves {train} to train on and {val} to"
         " validate on; each needs at least 2: use a longer text or another val_fraction"
     )
-
-
-@given(st.integers(400, 10**9), st.floats(0.01, 0.99))
-def test_a_split_is_complete_and_near_its_fraction(length: int, val_fraction: float) -> None:
-    train, val = split_sizes(length, val_fraction)
-    assert train + val == length
-    assert -1e-6 <= val - val_fraction * length <= 1 + 1e-6  # products of floats have errors
 
 
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 5))
@@ -217,16 +207,11 @@ def test_training_batches_depend_on_seed_and_step_only(seed: int, step: int) -> 
     assert (x == again).all() and not (x == other).all()
 
 
-@pytest.mark.parametrize("val", [[0, 3], [0], [], [[0, 1], [1, 0]], np.array([0, 1], np.uint16)])
-def test_damaged_tokens_are_refused(tmp_path: Path, val: Any) -> None:
-    arrays = {"train": np.zeros(5, np.uint8), "val": np.asarray(val, getattr(val, "dtype", np.uint8))}
-    save_file(arrays, tmp_path / "t")
-    with pytest.raises(ChargptError, match="ids of the vocabulary's 3 characters; run: dvc repro -f prepare"):
-        read_tokens(tmp_path / "t", Vocab("abc"))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int64, torch.bool])
-def test_other_tensors_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
-    safetensors.torch.save_file({"train": torch.ones(10).to(dtype)}, tmp_path / "t")
-    with pytest.raises(ChargptError, match="t: does not hold ids of the vocabulary's 3 characters"):
+@pytest.mark.parametrize("val", [[0, 3], [0], [], [[0, 1], [1, 0]]])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.bfloat16, torch.float8_e4m3fn, torch.bool])
+def test_damaged_tokens_are_refused(tmp_path: Path, val: list[Any], dtype: torch.dtype) -> None:
+    """Also ids that would be right in another dtype."""
+    val = val if dtype == torch.uint8 else [0, 1]
+    save_file({"train": torch.zeros(5).to(dtype), "val": torch.tensor(val).to(dtype)}, tmp_path / "t")
+    with pytest.raises(ChargptError, match="t: does not hold ids of the vocabulary's 3 characters; run: dvc repro -f"):
         read_tokens(tmp_path / "t", Vocab("abc"))

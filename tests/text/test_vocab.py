@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import ChargptError
-from chargpt.text.vocab import Vocab, code_points
+from chargpt.text.vocab import Vocab
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -85,11 +85,6 @@ def test_equality_of_vocabularies() -> None:
     assert vocab != Vocab("ac") and vocab != Vocab("abc") and vocab != "ab" and vocab != ("a", "b")
     assert len(vocab) == 2
     assert repr(vocab) == "Vocab('ab')"
-
-
-def test_code_points() -> None:
-    assert code_points("a\U0001f600\ud800").tolist() == [97, 0x1F600, 0xD800]
-    assert code_points("").size == 0
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,45 +18,10 @@ from chargpt.errors import ChargptError
 from chargpt.tensors import write_tensors
 from chargpt.training.checkpoint import CheckpointStore
 from chargpt.training.events import Event, Log
-from tests.pipeline import ROOT
 
 
 def reporting(lines: list[str]) -> Callable[[Event], None]:
     return lambda event: lines.append(event.text) if isinstance(event, Log) else None
-
-
-@pytest.mark.system
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    """A tmpfs too small for a second copy."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
-    ).returncode:
-        pytest.skip("CANNOT MOUNT A SMALL FILE SYSTEM HERE, the full disk was not tested")
-    code = (
-        "import torch\n"
-        "import sys; from pathlib import Path\n"
-        "from chargpt.training.checkpoint import CheckpointStore\n"
-        "store = CheckpointStore(Path(sys.argv[1]), {'a': '1'}, report=lambda event: print(event.text))\n"
-        "with store.locked():\n"
-        "    store.save({'x': torch.ones(40_000)}, {'step': 1})\n"
-        "    store.save({'x': torch.zeros(40_000)}, {'step': 2})\n"
-        "    tensors, facts = store.load()\n"
-        "    assert facts == {'step': 1} and tensors['x'].sum() == 40_000\n"
-        "    assert len(list(store.folder.iterdir())) == 2\n"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(folder)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-    assert done.returncode == 0, done.stderr
-    assert "checkpoint not saved (No space left on device); the previous one is kept" in done.stdout
 
 
 def test_a_checkpoint_holds_what_was_saved(tmp_path: Path) -> None:
@@ -86,39 +50,21 @@ def test_the_inputs_name_the_checkpoint(tmp_path: Path) -> None:
     assert len({folder, *(CheckpointStore(tmp_path, inputs).folder for inputs in others)}) == 6
 
 
-def cut(content: bytes) -> bytes:
-    return content[:50]
-
-
-def flip(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
-
-
-def replace(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
-    return lambda content: content.replace(old, new)
-
-
 @pytest.mark.parametrize(
-    "damage",
+    ("old", "new"),
     [
-        cut,
-        flip,
-        lambda content: b"",
-        replace(b"step", b"stop"),
-        replace(b'"checkpoint"', b'"checkpaint"'),
-        replace(b"model.x", b"model.y"),
-        replace(b"[100,1]", b"[1,100]"),
-        replace(b'"F32"', b'"I32"'),
+        *[(b"step", b"stop"), (b'"checkpoint"', b'"checkpaint"'), (b"model.x", b"model.y")],
+        *[(b"[100,1]", b"[1,100]"), (b'"F32"', b'"I32"'), (bytes(7), b"bit" + bytes(4)), (bytes(50), b"")],
     ],
-    ids=["cut", "bit", "empty", "facts", "key", "name", "shape", "dtype"],
 )
-def test_a_damaged_checkpoint_is_reported_and_ignored(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_checkpoint_is_reported_and_ignored(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """In its facts, the key of the metadata, a tensor's name, shape, dtype or values, or cut."""
     lines: list[str] = []
     store = CheckpointStore(tmp_path, {}, report=reporting(lines))
     store.save({"model.x": torch.zeros(100, 1)}, {"step": 1})
-    content = store.path.read_bytes()
-    assert damage(content) != content
-    store.path.write_bytes(damage(content))
+    head, found, tail = store.path.read_bytes().rpartition(old)
+    assert found
+    store.path.write_bytes(head + new + tail)
     assert store.load() is None
     assert lines == [f"{store.path} is damaged; ignoring it and training from step 0"]
 
@@ -135,16 +81,22 @@ def test_the_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
     assert lines == [f"{other.path} is damaged; ignoring it and training from step 0"] * 2
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     lines: list[str] = []
     store = CheckpointStore(tmp_path, {}, report=reporting(lines))
     store.save({"x": torch.zeros(3)}, {"step": 1})
-    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert store.save({"x": torch.ones(3)}, {"step": 2}) is False
-    assert len(lines) == 1 and lines[0].startswith("checkpoint not saved (No space left on device); ")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        assert store.save({"x": torch.ones(5000)}, {"step": 2}) is False
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert lines == ["checkpoint not saved (File too large); the previous one is kept; free some disk space"], (
+        "as on a full disk"
+    )
     loaded = store.load()
     assert loaded and loaded[1] == {"step": 1}
-    assert not store.due()
+    assert [path.name for path in store.folder.iterdir()] == ["checkpoint.safetensors"] and not store.due()
 
 
 def test_abandoned_checkpoints_are_removed(tmp_path: Path) -> None:
@@ -193,7 +145,7 @@ class Clock:
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_second_process_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool) -> None:
-    """Which ends, and then saves or removes its checkpoint."""
+    """Which ends, perhaps by an error, and then saves or removes its checkpoint."""
     clock, lines = Clock(monkeypatch), list[str]()
     first, second = (CheckpointStore(tmp_path, {}, report=reporting(lines)) for _ in range(2))
     lock = first.locked()
@@ -203,7 +155,8 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, monkeypatch: pytes
     def end() -> None:
         if finished:
             first.remove()
-        lock.__exit__(None, None, None)
+        with suppress(KeyError):
+            lock.__exit__(KeyError, KeyError(), None)
 
     clock.slept = [lambda: None, end]
     with second.locked():
@@ -223,14 +176,6 @@ def test_a_second_process_gives_up_after_a_minute(tmp_path: Path, monkeypatch: p
     assert 1060 <= clock.now < 1060.5
     with other.locked():
         assert one.folder.exists()
-
-
-def test_the_lock_is_released_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Clock(monkeypatch)
-    with pytest.raises(KeyError), CheckpointStore(tmp_path, {}).locked():
-        raise KeyError
-    with CheckpointStore(tmp_path, {}).locked():
-        pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

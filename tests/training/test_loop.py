@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,6 @@ from chargpt.training.loop import SAVE, STOP, Trainer, check_sizes
 from chargpt.training.processes import ProcessGroup
 from chargpt.training.start import new_model
 from tests.conftest import random_model, write_params
-from tests.pipeline import ROOT
 
 CPU = torch.device("cpu")
 IDS = (np.arange(400) ** 2 % 11).astype(np.uint8)  # periodic: learnable
@@ -171,13 +166,18 @@ def test_events_are_reported_in_order(tmp_path: Path) -> None:
     assert all(event.loss.ndim == 0 for event in listener.events if isinstance(event, Stepped))
 
 
-def test_only_rank_0_reports_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two processes, without the first."""
+@pytest.fixture
+def unwrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers of several processes that are not there."""
     monkeypatch.setattr(Trainer, "wrap", lambda self: self.model)
-    monkeypatch.setattr(ProcessGroup, "max", lambda self, value: value)
-    monkeypatch.setattr(ProcessGroup, "mean", lambda self, value: value)
+    for name in ("max", "mean", "broadcast"):
+        monkeypatch.setattr(ProcessGroup, name, lambda self, value: value)
     monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: value[None])
-    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, checkpoint: checkpoint)
+
+
+@pytest.mark.usefixtures("unwrapped")
+def test_only_rank_0_reports_and_saves(tmp_path: Path) -> None:
+    """The second of two processes, without the first."""
     listener, store = Listener(stop_at=0), CheckpointStore(tmp_path / "checkpoints", {}, save_every_s=0)
     listener.should_stop = lambda: Stopped("enough")  # type: ignore[method-assign]
     with pytest.raises(Stopped):
@@ -238,47 +238,44 @@ def test_a_continued_run_uses_as_many_threads_as_before(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-class Shelf(CheckpointStore):
-    """A store that writes nothing: it notes at which steps it would, and fails to if `works` is false."""
-
-    def __init__(self, is_due: bool = False, works: bool = True) -> None:
-        self.is_due, self.works = is_due, works
-        self.steps: list[int] = []
-
-    def due(self) -> bool:
-        return self.is_due
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        self.steps.append(facts["step"])
-        return self.works
-
-    def load(self) -> None:
-        return None
+@pytest.fixture
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps of the checkpoints, which are not written."""
+    steps: list[int] = []
+    monkeypatch.setattr(CheckpointStore, "save", lambda self, _, facts: steps.append(facts["step"]) is None)
+    return steps
 
 
-def test_a_checkpoint_is_saved_when_it_is_due(toy_params: Params) -> None:
-    for due, steps in ((True, list(range(11))), (False, [])):
-        listener, store = Listener(), Shelf(due)
-        start(toy_params, listener, store=store).train()
-        assert store.steps == steps
-        assert [line.split(";")[0] for line in listener.log] == ["done"]
+@pytest.mark.parametrize(("every_s", "steps"), [(0.0, list(range(11))), (1000.0, [])])
+def test_a_checkpoint_is_saved_when_it_is_due(
+    toy_params: Params, tmp_path: Path, saves: list[int], every_s: float, steps: list[int]
+) -> None:
+    listener = Listener()
+    start(toy_params, listener, store=CheckpointStore(tmp_path, {}, save_every_s=every_s)).train()
+    assert saves == steps
+    assert [line.split(";")[0] for line in listener.log] == ["done"]
 
 
-@pytest.mark.parametrize("store", [None, Shelf(works=False)])
-def test_a_stop_without_a_checkpoint_says_so(toy_params: Params, store: Shelf | None) -> None:
+@pytest.mark.parametrize("has_store", [False, True])
+def test_a_stop_without_a_checkpoint_says_so(
+    toy_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_store: bool
+) -> None:
+    monkeypatch.setattr(CheckpointStore, "save", lambda *_: False)
     listener = Listener(stop_at=3)
     with pytest.raises(Stopped):
-        start(toy_params, listener, store=store).train()
+        start(toy_params, listener, store=CheckpointStore(tmp_path, {}) if has_store else None).train()
     assert listener.log == ["stopped (enough); not saved. Run the same command to continue."]
 
 
-def test_one_process_that_stops_stops_all(toy_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_that_stops_stops_all(
+    toy_params: Params, tmp_path: Path, saves: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     requested: list[int] = [0, STOP, *[SAVE] * 30]  # by the other process: in the evaluation, then before each step
     monkeypatch.setattr(ProcessGroup, "max", lambda self, value: max(value, requested.pop(0)))
-    listener, store = Listener(), Shelf()
+    listener = Listener()
     with pytest.raises(Stopped):
-        start(toy_params, listener, store=store).train()
-    assert store.steps == [0]
+        start(toy_params, listener, store=CheckpointStore(tmp_path, {})).train()
+    assert saves == [0]
     assert listener.log == ["stopped (another rank stopped); saved at step 0. Run the same command to continue."]
 
 
@@ -310,13 +307,6 @@ def test_a_step_moves_the_weights_against_their_gradient(tmp_path: Path) -> None
             for new, old, gradient in zip(weights[step + 1], weights[step], gradients, strict=True):
                 torch.testing.assert_close(new, old - scale * gradient, rtol=1e-3, atol=1e-7)
             assert losses[step].item() == pytest.approx(loss.item()) and not losses[step].requires_grad
-
-
-@pytest.fixture
-def unwrapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers of several processes that are not there."""
-    monkeypatch.setattr(Trainer, "wrap", lambda self: self.model)
-    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, checkpoint: checkpoint)
 
 
 @pytest.mark.usefixtures("unwrapped")
@@ -434,23 +424,14 @@ def test_bfloat16_learns_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
-    write_params(tmp_path / "params.yaml", compile=True)
-    code = (
-        "from chargpt.runtime.exits import one_line_errors\n"
-        "from chargpt.project.params_file import load_params\n"
-        "from chargpt.training.loop import Trainer\n"
-        "from chargpt.training.start import new_model\n"
-        "params = load_params()\n"
-        "with one_line_errors():\n"
-        "    Trainer(new_model(params, 11), range(100), range(100), params)\n"
-    )
-    environment = {"PYTHONPATH": str(ROOT), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "compile: true does not work here" in line and "use -S compile=false" in line
+@pytest.mark.filterwarnings("ignore")
+def test_compile_without_a_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "c"))
+    without = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(ChargptError, match=r"^compile: true does not work here \(.+\); use -S compile=false$"):
+        start(params_with(tmp_path, compile=True))
 
 
 def test_an_untrained_model_is_no_result(tmp_path: Path) -> None:

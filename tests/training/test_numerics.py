@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chargpt.errors import ChargptError
-from chargpt.evaluation.loss import evaluate, metrics
-from chargpt.legacy.directory import read_legacy
-from chargpt.legacy.migration import migrate
+from chargpt.evaluation.loss import evaluate
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import load_model, save_model
 from chargpt.model.gpt import GPT
@@ -24,7 +22,6 @@ from chargpt.text.tokens import split_sizes
 from chargpt.training.loop import Trainer
 from chargpt.training.start import new_model
 from tests.conftest import choose, random_model, write_params
-from tests.legacy.test_migration import VOCAB, legacy_model, save
 from tests.training.test_loop import TRAIN, VAL, Listener
 
 STAGES = ("prepare", "train", "evaluate", "sample", "export")
@@ -62,16 +59,6 @@ def test_a_text_of_one_repeated_character(folder: Path) -> None:
     assert json.loads(Path("artifacts/hf/tokenizer.json").read_text())["model"]["vocab"] == {"a": 0}
 
 
-@pytest.mark.parametrize("length", [0, 1, 3, 10])
-def test_an_empty_validation_split(folder: Path, length: int) -> None:
-    message = (
-        "the text is empty" if not length else r"leaves \d+ to train on and \d+ to validate on; each needs at least"
-    )
-    with pytest.raises(ChargptError, match=message):
-        pipeline("ab" * length, val_fraction=1e-6)
-    assert not Path("data").exists() and not Path("artifacts").exists()
-
-
 @given(
     st.integers(0, 10**12) | st.integers(0, 50),
     st.floats(0, 1, exclude_min=True, exclude_max=True) | st.sampled_from([0.1, 0.5, 1e-12]),
@@ -89,16 +76,6 @@ def test_a_split_has_both_parts_or_is_refused(length: int, val_fraction: float) 
         assert exact - 1 - error < train <= exact + error
 
 
-def test_block_size_longer_than_a_split(folder: Path) -> None:
-    """Of the training split: refused. Of the validation split: its one window is partial, and whole."""
-    with pytest.raises(ChargptError, match=r"90 characters to train on; block_size=90 needs at least 91: .*-S block_s"):
-        pipeline("ab" * 50, block_size=90)
-    pipeline("ab" * 50, block_size=50)
-    positions = Path("metrics/positions.tsv").read_text().splitlines()
-    assert len(positions) == 1 + 9
-    assert len(Path("artifacts/sample.txt").read_text()) > 40
-
-
 def test_a_batch_larger_than_the_data(folder: Path) -> None:
     pipeline("abc" * 10, batch_size=500)
     assert json.loads(Path("metrics/evaluate.json").read_text())["val_loss"] < 3
@@ -113,22 +90,6 @@ def diverged() -> GPT:
     model.lm_head.weight.data.fill_(3e38)
     model.lm_head.weight.data[::2] *= -1
     return model
-
-
-@pytest.mark.parametrize(
-    ("change", "loss"),
-    [
-        (lambda model: model.lm_head.bias.data.fill_(-2e38)[0].fill_(2e38), "inf"),  # one character is certain
-        (lambda model: model.wpe.weight.data.fill_(float("nan")), "nan"),
-        (lambda model: model.load_state_dict(diverged().state_dict()), "nan"),
-    ],
-)
-def test_a_loss_that_is_no_number(tmp_path: Path, change: object, loss: str) -> None:
-    params = load_params(write_params(tmp_path / "params.yaml"))
-    model = new_model(params, 11)
-    change(model)  # type: ignore[operator]
-    with pytest.raises(ChargptError, match=rf"step 0: training loss .*{loss}.*: training diverged, no model was writ"):
-        Trainer(model, TRAIN, VAL, params).train()
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -150,14 +111,6 @@ def test_exploding_gradients(tmp_path: Path, optimizer: str, grad_clip: float) -
     assert listener.rows[0].val_loss > 1e15
 
 
-def test_a_diverging_run_leaves_no_model(folder: Path) -> None:
-    pipeline("abcdefghijk" * 40, "prepare")
-    params = {"optimizer": "adamw", "lr": 10.0, "warmup_iters": 0, "grad_clip": 0.0, "weight_decay": 10.0}
-    with pytest.raises(ChargptError, match="training diverged"):
-        pipeline("abcdefghijk" * 40, "train", max_iters=400, eval_interval=100, final_lr_fraction=1.0, **params)
-    assert not Path("artifacts/model.safetensors").exists()
-
-
 def test_a_diverged_model_is_not_evaluated_nor_sampled(folder: Path) -> None:
     pipeline("abcdefghijk" * 40, "prepare", "train")
     _, vocab = load_model("artifacts/model.safetensors")
@@ -167,20 +120,6 @@ def test_a_diverged_model_is_not_evaluated_nor_sampled(folder: Path) -> None:
     with pytest.raises(ChargptError, match="the model's predictions are not finite"):
         pipeline("abcdefghijk" * 40, "sample")
     assert not Path("metrics/evaluate.json").exists() and not Path("artifacts/sample.txt").exists()
-
-
-def test_legacy_weights_of_a_diverged_model(tmp_path: Path) -> None:
-    model = legacy_model("relu-head")
-    model.lm_head.weight.data.fill_(3e38)
-    weights, output = save(model, tmp_path / "weights"), tmp_path / "out.safetensors"
-    with pytest.raises(ChargptError, match=r"weights: the validation loss is (nan|inf): a diverged model; use"):
-        migrate(read_legacy(weights), output, VOCAB, VAL % len(VOCAB), dialect="relu-head")
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-@given(st.floats(0, 1e308))
-def test_metrics_are_numbers_that_json_has(val_loss: float) -> None:
-    assert np.isfinite(list(metrics(val_loss).values())).all()
 
 
 # sampling

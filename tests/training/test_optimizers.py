@@ -28,26 +28,6 @@ def test_orthogonalize_keeps_directions_and_evens_their_strength(shape: tuple[in
     assert inner.diagonal(dim1=1, dim2=2).max() < 1.3
 
 
-def test_orthogonalize_in_bfloat16_is_near() -> None:
-    torch.manual_seed(0)
-    matrices = torch.randn(4, 32, 128)
-    low = orthogonalize(matrices.to(torch.bfloat16)).to(torch.float32)
-    assert (low - orthogonalize(matrices)).abs().mean() < 0.05 * low.abs().mean()
-
-
-def test_a_batch_is_its_matrices_one_by_one() -> None:
-    torch.manual_seed(0)
-    first, second = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6, 8))
-    alone = nn.Parameter(first.detach().clone())
-    for p in (first, second, alone):
-        p.grad = p.detach().sin()
-    together, single = Muon([first, second], 0.1, weight_decay=0.1), Muon([alone], 0.1, weight_decay=0.1)
-    for _ in range(3):
-        together.step()
-        single.step()
-    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
-
-
 def test_fused_queries_keys_values_are_three_matrices() -> None:
     torch.manual_seed(0)
     fused = nn.Parameter(torch.zeros(24, 8))
@@ -58,16 +38,6 @@ def test_fused_queries_keys_values_are_three_matrices() -> None:
     Muon([fused], 0.1).step()
     Muon(parts, 0.1).step()
     torch.testing.assert_close(fused.data, torch.cat([p.data for p in parts]), rtol=0, atol=1e-5)
-
-
-def test_updates_have_the_size_of_adamws() -> None:
-    """Root mean square 0.2, AdamW's usual size, whatever the gradient's scale."""
-    torch.manual_seed(0)
-    for scale in (1e-6, 1.0, 1e6):
-        p = nn.Parameter(torch.zeros(32, 128))
-        p.grad = scale * torch.randn(32, 128)
-        Muon([p], lr=1.0).step()
-        assert p.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (16, 4), (4, 16)])
@@ -120,9 +90,10 @@ def test_matrices_of_several_shapes() -> None:
     for p, q in zip(together, alone, strict=True):
         p.grad = torch.randn(p.shape)
         q.grad = p.grad.clone()
-    Muon(together, 0.1).step()
+    batched, single = Muon(together, 0.1, weight_decay=0.1), [Muon([q], 0.1, weight_decay=0.1) for q in alone]
+    for muon in [batched, *single] * 2:
+        muon.step()
     for p, q in zip(together, alone, strict=True):
-        Muon([q], 0.1).step()
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
 
 
@@ -138,8 +109,8 @@ def test_orthogonalising_happens_in_the_dtype_and_updates_in_float32() -> None:
     torch.manual_seed(0)
     weights = []
     for dtype in (torch.float32, torch.bfloat16):
-        p = nn.Parameter(torch.zeros(8, 8))
-        p.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+        p = nn.Parameter(torch.zeros(8, 32))
+        p.grad = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
         Muon([p], 1.0, dtype=dtype).step()
         assert p.dtype == torch.float32
         weights.append(p.detach())
