@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from chargpt.device import pick_device
 from chargpt.evaluation.curve import read_curve
 from chargpt.evaluation.page import make_report
 from chargpt.files import write_json, write_rows, write_text
 from chargpt.model.file import read_model
-from chargpt.model.gpt import GPT
 from chargpt.paths import CHARACTERS, CURVE, METRICS, MODEL, POSITIONS, REPORT, TOKENS
 from chargpt.text.tokens import read_tokens
 
@@ -21,9 +19,7 @@ if TYPE_CHECKING:
 def main(params: Params) -> None:
     """Evaluate the model. The page compares it with no other version, so it depends on the stage's inputs only."""
     file = read_model(MODEL)
-    model = GPT.from_arrays(file.config, file.weights).to(pick_device(params.device)).eval()
-    train_ids, val_ids = read_tokens(TOKENS, file.vocab)
-    report = make_report(model, file.vocab, train_ids, val_ids, read_curve(CURVE), init=file.params.get("init"))
+    report = make_report(file, *read_tokens(TOKENS, file.vocab), read_curve(CURVE), device=params.device)
     write_rows(POSITIONS, ("characters_seen", "loss"), report.analysis.positions())
     write_rows(CHARACTERS, ("character", "count", "loss"), report.analysis.hardest(file.vocab))
     write_text(REPORT, report.page)

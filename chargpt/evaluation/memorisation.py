@@ -7,6 +7,7 @@ and Rabin 1987). The training text is read piece by piece, so memory does not gr
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from chargpt.inference.decoder import Model
 from chargpt.inference.sampling import Random, Sampling, generate
+from chargpt.text.documents import Documents
 from chargpt.text.tokens import Ids
 
 PASSAGE = 20  # characters; shorter passages are in the training text by chance
@@ -36,17 +38,29 @@ class Overlap:
     share: float
 
 
-def memorisation(model: Model, train_ids: Ids, val_ids: Ids) -> tuple[Overlap, Overlap]:
+def memorisation(model: Model, train_ids: Ids, val_ids: Ids, written: Ids | None = None) -> tuple[Overlap, Overlap]:
     """The overlaps of the training text with texts that the model generates, and with the validation text.
 
     Both are ROWS texts of LENGTH characters, or of as many as there are. Each text of the model starts from the
     character before the validation text that it is compared with. train_ids, val_ids: (N,) unsigned, N >= 2.
+    written: (N,), documents of the model one after another, which are taken instead.
     """
     length = min(LENGTH, len(val_ids) - 1)
     starts = np.linspace(0, len(val_ids) - 1 - length, ROWS).astype(np.int64)
-    generated = generate(model, val_ids[starts, None], length, SAMPLING, Random(0))[:, 1:]
+    if written is None:
+        generated = generate(model, val_ids[starts, None], length, SAMPLING, Random(0))[:, 1:]
+    else:
+        generated = np.resize(written, (ROWS, length))
     validation = val_ids[starts[:, None] + np.arange(1, length + 1)]
     return find_overlap(generated.astype(val_ids.dtype), train_ids), find_overlap(validation, train_ids)
+
+
+def known_documents(documents: Sequence[Ids], train: Documents) -> NDArray[np.bool_]:
+    """Which of the documents, each (N,) with its separator, occur in the training text; (D,)."""
+    written = [ids.tobytes() for ids in documents]
+    wanted, starts = set(written), [1, *train.ends[:-1].tolist()]
+    known = {ids for a, b in zip(starts, train.ends, strict=True) if (ids := train.ids[a:b].tobytes()) in wanted}
+    return np.array([ids in known for ids in written])
 
 
 def find_overlap(texts: Ids, train_ids: Ids) -> Overlap:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError
 from chargpt.inference.decoder import IDS, PackedModel
+from chargpt.inference.documents import write_documents
 from chargpt.inference.kernel import new_cache, prepare
 from chargpt.inference.sampling import Random, Sampling, generate_each, kept_characters
 from chargpt.inference.scoring import losses, score_ids
 from chargpt.model.file import ModelFile, read_model
+from chargpt.text.documents import SEPARATORS
 
 Text = TypeVar("Text", str, list[str])
+DEFAULT = Sampling(temperature=0.8)
 
 
 def load(path: str | Path) -> LanguageModel:
@@ -64,6 +67,7 @@ class LanguageModel:
 
     def __init__(self, file: ModelFile) -> None:
         self.vocab, self.config = file.vocab, file.config
+        self.separator = SEPARATORS.get(str(file.params.get("documents")))  # None: trained on one text
         self.model = PackedModel(file.config, prepare(file.config, file.weights))
 
     @cached_property
@@ -87,13 +91,13 @@ class LanguageModel:
         """Prompts and their continuations by at most `max_tokens` characters: a text for a text, a list for a list.
 
         seed: the same one gives the same texts, those of `chargpt generate`; None for different ones each time.
-        stop: texts before which a continuation ends. The other options are those of `Sampling`.
+        stop: texts before which a continuation ends; by default, the end of a document if there are documents. The other options are those of `Sampling`.
         Raises ChargptError if an option is out of its range, or for a prompt with a character that the model does not
         know.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         ids = [self.vocab.encode_array(self.vocab.closest(text)) for text in prompts]
-        stops = [stop] if isinstance(stop, str) else list(stop)
+        stops = [stop] if isinstance(stop, str) else list(stop or filter(None, [self.separator]))
 
         def enough(rows: IDS) -> bool:
             return bool(stops) and all(any(end in self.vocab.decode(row) for end in stops) for row in rows)
@@ -105,6 +109,19 @@ class LanguageModel:
             for text, start, row in zip(prompts, ids, written, strict=True)
         ]
         return texts[0] if isinstance(prompt, str) else texts
+
+    def documents(self, prompt: str = "", sampling: Sampling = DEFAULT, seed: int | None = None) -> Iterator[str]:
+        """Documents without end, each with the prompt that it begins with, and without its separator.
+
+        Raises ChargptError if the model was trained on one text, or if it does not know a character of the prompt.
+        """
+        if self.separator is None:
+            raise ChargptError("this model was trained on one text; for documents, train with -S documents=lines")
+        prompt = self.vocab.closest(prompt).lstrip("\n")
+        start, end = (np.array(self.vocab.encode(text)) for text in ("\n" + prompt, self.separator))
+        for ids in write_documents(self.model, start, end, sampling, Random(seed)):
+            if text := (prompt + self.vocab.decode(ids)).strip("\n"):
+                yield text
 
     def score(self, texts: str | Sequence[str], after: str = "\n") -> Scores:
         """How surprising each text is, if it begins after `after`. One text is a list of one.

@@ -74,17 +74,16 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
     against: any revision or experiment; None takes the newest version in HEAD's history whose metrics differ.
     Raises ChargptError if an output of the pipeline is missing, or if the revision has no metrics.
     """
-    from chargpt.device import pick_device
     from chargpt.evaluation.curve import read_curve
     from chargpt.evaluation.page import make_report
-    from chargpt.model.file import load_model
+    from chargpt.model.file import read_model
     from chargpt.text.tokens import read_tokens
 
     if output.suffix.lower() != ".html":
         raise ChargptError(f"--output {output}: not an .html file; give another path")
     require_outputs(MODEL, TOKENS, CURVE, METRICS)
-    model, vocab = load_model(MODEL, pick_device(device))
-    train_ids, val_ids = read_tokens(TOKENS, vocab)
+    file = read_model(MODEL)
+    splits = read_tokens(TOKENS, file.vocab)
     curve = read_curve(CURVE)
     if not against:
         previous = previous_version(finite_numbers(read_json(METRICS)))
@@ -93,5 +92,5 @@ def write_report(output: Path, against: str | None = None, device: str = "auto")
         if not previous[1]:
             raise ChargptError(f"{against}: has no {METRICS}; name a revision that has it with --against")
     print("evaluating the model; this takes a few seconds", file=sys.stderr)
-    write_text(output, make_report(model, vocab, train_ids, val_ids, curve, previous).page)
+    write_text(output, make_report(file, *splits, curve, previous, device).page)
     return previous[0] if previous else None
