@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ def problems() -> Iterator[str]:
             except ChargptError as error:
                 yield from error.args
     python = shutil.which("python")
-    if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
+    ask = [python or "true", "-c", "import sys; print(sys.prefix)"]  # because it may be a wrapper
+    answer = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    if not answer or not os.path.samefile(answer, sys.prefix):
         found = f"is {python}" if python else "is missing"
         yield f"the stages call `python`, which {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
     yield from git_problems()
