@@ -43,10 +43,13 @@ def problems() -> Iterator[str]:
                 require(params)
             except ChargptError as error:
                 yield from error.args
-    python = shutil.which("python")
-    ask = [python or "true", "-c", "import sys; print(sys.prefix)"]  # because it may be a wrapper
-    answer = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
-    if not answer or not os.path.samefile(answer, sys.prefix):
+    python = shutil.which("python") or ""
+    try:  # it may be a wrapper, so it is asked
+        done = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
+        same = os.path.samefile(done.stdout.strip(), sys.prefix)
+    except OSError:
+        same = False
+    if not same:
         found = f"is {python}" if python else "is missing"
         yield f"the stages call `python`, which {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
     yield from git_problems()
