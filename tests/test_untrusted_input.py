@@ -207,7 +207,7 @@ def edited_json(draw: st.DrawFn, value: Any) -> Any:
             node = holder[key]
         if not holder:
             break
-        holder[key] = draw(st.sampled_from([*VALUES, holder[other]]))
+        holder[key] = copy.deepcopy(draw(st.sampled_from([*VALUES, holder[other]])))
         if draw(st.integers(0, 3)) == 0:
             moved = holder.pop(key)
             if isinstance(holder, dict) and draw(st.booleans()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,13 @@ def problems() -> Iterator[str]:
                 require(params)
             except ChargptError as error:
                 yield from error.args
-    python = shutil.which("python")
-    if python is None or not os.path.samefile(Path(python).parent, Path(sys.executable).parent):
+    python = shutil.which("python") or ""
+    try:  # it may be a wrapper, so it is asked
+        done = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
+        same = os.path.samefile(done.stdout.strip(), sys.prefix)
+    except OSError:
+        same = False
+    if not same:
         found = f"is {python}" if python else "is missing"
         yield f"the stages call `python`, which {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
     yield from git_problems()

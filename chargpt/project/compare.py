@@ -20,9 +20,10 @@ def metrics_at(revision: str) -> dict[str, float]:
 
     Read with git, because DVC waits for ever in a partial clone. Raises ChargptError if there is no such revision.
     """
-    exps = ("for-each-ref", "--count=1", "--sort=-committerdate", "--format=%(objectname)", f"refs/exps/*/*/{revision}")
-    commit = (try_git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or git(*exps)).strip()
-    if not commit:
+    experiments = git("for-each-ref", "--sort=committerdate", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps")
+    commits = dict(line.split(" ") for line in experiments.splitlines())
+    commit = try_git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or commits.get(revision, "")
+    if not (commit := commit.strip()):
         raise ChargptError(
             f"{revision}: unknown Git revision; name one that `git log` or `dvc exp show` lists"
             " (in CI, fetch the whole history: fetch-depth: 0)"

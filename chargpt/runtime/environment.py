@@ -51,8 +51,9 @@ def limit_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if not threads and (quota := _cpu_quota(cgroup)) and quota < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = threads = str(max(1, int(quota)))
+    os.environ.pop("NUMBA_NUM_THREADS", None)  # one variable decides; Numba would fail for 0
     if threads.isascii() and threads.isdigit() and int(threads):
-        os.environ.setdefault("NUMBA_NUM_THREADS", threads)
+        os.environ["NUMBA_NUM_THREADS"] = threads
 
 
 def _cpu_quota(cgroup: Path) -> float | None:

@@ -33,6 +33,8 @@ def is_default_corpus(corpus: str) -> bool:
 
 def require_corpus(corpus: str) -> None:
     """Raise ChargptError if `corpus` is a text of the user's own and there is no such file."""
+    if Path(corpus).is_dir():
+        raise ChargptError(f"params.yaml: corpus is {corpus!r}, a directory; give the path of a UTF-8 text")
     if not is_default_corpus(corpus) and not Path(corpus).is_file():
         raise ChargptError(
             f"params.yaml: corpus is {corpus!r}, and there is no such file; give an existing path. Experiments in"

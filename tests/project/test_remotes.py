@@ -130,6 +130,7 @@ def team(repo: Path, run: Run, reproduced: dict[str, str], s3: tuple[str, Path])
         found[name] = outputs(folder)
         found[f"{name} commit"] = run("git", "rev-parse", "HEAD", cwd=folder).stdout.strip()
     run("git", "tag", "-a", "chargpt@v2.0.0", "-m", "second", cwd=folder)
+    assert run("git", "status", "--porcelain", cwd=folder).stdout == "", "credentials stay out of git"
     assert found["old"] == reproduced
     assert found["old"][MODEL] != found["new"][MODEL]
     return found
