@@ -91,7 +91,8 @@ class LanguageModel:
         """Prompts and their continuations by at most `max_tokens` characters: a text for a text, a list for a list.
 
         seed: the same one gives the same texts, those of `chargpt generate`; None for different ones each time.
-        stop: texts before which a continuation ends; by default, the end of a document if there are documents. The other options are those of `Sampling`.
+        stop: texts before which a continuation ends; by default, the end of a document if there are documents. The
+        other options are those of `Sampling`.
         Raises ChargptError if an option is out of its range, or for a prompt with a character that the model does not
         know.
         """
