@@ -37,8 +37,9 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert pick_dtype("float32", cpu) == torch.float32
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    for unit, here in itertools.product(("amx_bf16", "avx512_bf16"), (True, False)):
-        expected = torch.bfloat16 if here else torch.float32
+    for unit, here, amd in itertools.product(("amx_bf16", "avx512_bf16"), (True, False), (True, False)):
+        expected = torch.bfloat16 if here and (amd or unit == "amx_bf16") else torch.float32
+        monkeypatch.setattr("chargpt.device._from_amd", lambda amd=amd: amd)
         monkeypatch.setattr(
             torch.cpu, "get_capabilities", lambda found=(unit, here): {"avx2": True, found[0]: found[1]}
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # characters to train on: fewer need small steps; more need no base; and how many are read at most, in all epochs
 SHORT, LONG, MOST = 300_000, 1_000_000, 1500 * 24 * 128
+TUNED = ((50_000, 512, 3), (500_000, 1024, 4), (math.inf, 2048, 3))  # from a model: below, characters a step, epochs
 
 
 def resolve(params: Params, characters: int, known: float, source: GPTConfig | None = None) -> Params:
@@ -37,19 +38,22 @@ def resolve(params: Params, characters: int, known: float, source: GPTConfig | N
     sizes["block_size"] = min(sizes["block_size"], characters - 1)
     for key, value in sizes.items():
         choose(key, value)
-    batch, epochs, lr, weight_decay = 24 * 128, 10, 0.018, 0.25  # batch: characters
-    if init not in ("scratch", "migrated"):  # few passes, in small steps: the model forgets what it knew
-        batch, epochs, lr = 1024 if characters < 100_000 else 2048, 5, 0.003 * (characters / 20_000) ** 0.25
+    batch, epochs, lr, weight_decay, dropout = 24 * 128, 10, 0.018, 0.25, 0.0  # batch: characters
+    if params.documents != "whole":
+        batch, epochs, lr, dropout = 3072, 18, 0.012, 0.1
+    elif init not in ("scratch", "migrated"):  # few passes, in small steps: the model forgets what it knew
+        batch, epochs = next((b, e) for n, b, e in TUNED if characters < n)
+        lr = min(max(0.0005, 0.001 * (characters / 18_000) ** 0.48), 0.01)
     elif characters < SHORT:
         batch, epochs, lr, weight_decay = 1024, 15, 0.01, 0.5
-    choose("dropout", 0.0)
+    choose("dropout", dropout)
     block_size = values["block_size"]
     batch_size = choose("batch_size", max(1, batch // block_size))
     steps = math.ceil(epochs * math.prod(epoch_parts(characters, block_size)) / batch_size)
     max_iters = choose("max_iters", min(steps, max(1, MOST // (batch_size * block_size))))
     choose("eval_interval", math.ceil(max_iters / 5))
     choose("warmup_iters", max_iters * 2 // 75)
-    choose("lr", float(f"{min(lr, 0.018):.2g}"))
+    choose("lr", float(f"{lr:.2g}"))
     choose("weight_decay", weight_decay)
     return params.model_copy(update=values)
 

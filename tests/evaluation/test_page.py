@@ -79,7 +79,7 @@ def page(characters: str, previous: Any = None) -> str:
     vocab = Vocab(sorted(set(characters)))
     model = random_model(GPTConfig(len(vocab), block_size=8, n_layer=1, n_head=1, n_embd=8))
     ids = np.array(vocab.encode(characters + characters), np.uint8)
-    return make_report(model, vocab, ids, ids, CURVE, previous).page
+    return make_report(model_file(model, vocab), ids, ids, CURVE, previous).page
 
 
 HOSTILE = "\n\t\x00\x1b <>&'\"$\\`{}%\u202e\u200b\u0301\ud7ff\ufeffé漢\U0001f600"

@@ -121,7 +121,7 @@ def test_a_model_is_packed_once_for_several_texts(
     assert len(calls) == 1
     calls.clear()
     ids = np.arange(50, dtype=np.uint8) % len(vocab)
-    make_report(model, vocab, ids, ids, [Row(0, 3.0, 3.1, 0.0)])
+    make_report(model_file(model, vocab), ids, ids, [Row(0, 3.0, 3.1, 0.0)])
     assert len(calls) == 1
 
 
