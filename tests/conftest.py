@@ -182,7 +182,7 @@ def until(condition: Callable[[], object], about: Callable[[], str] = str, secon
 
 # a pipeline in a clone of its own
 
-TEXT = "".join(f"{i} bottles of beer on the wall,\n" for i in range(400))
+TEXT = "\n" + "".join(f"{i} bottles of beer on the wall,\n" for i in range(400))  # an empty line: not a list
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SIGNED = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
