@@ -39,11 +39,13 @@ def resolve(params: Params, characters: int, known: float, source: GPTConfig | N
     for key, value in sizes.items():
         choose(key, value)
     batch, epochs, lr, weight_decay, dropout = 24 * 128, 10, 0.018, 0.25, 0.0  # batch: characters
-    if params.documents != "whole":
-        batch, epochs, lr, dropout = 3072, 18, 0.012, 0.1
-    elif init not in ("scratch", "migrated"):  # few passes, in small steps: the model forgets what it knew
+    documents = params.documents != "whole"
+    if init not in ("scratch", "migrated"):  # few passes, in small steps: the model forgets what it knew
         batch, epochs = next((b, e) for n, b, e in TUNED if characters < n)
-        lr = min(max(0.0005, 0.001 * (characters / 18_000) ** 0.48), 0.01)
+        lr = 0.003 * (characters / 12_000) ** 0.25 if documents else 0.001 * (characters / 18_000) ** 0.48
+        lr = min(max(0.0005, lr), 0.01)
+    elif documents:
+        batch, epochs, lr, dropout = 3072, 18, 0.012, 0.1
     elif characters < SHORT:
         batch, epochs, lr, weight_decay = 1024, 15, 0.01, 0.5
     choose("dropout", dropout)
