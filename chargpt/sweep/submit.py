@@ -21,10 +21,11 @@ from chargpt.paths import METRICS
 from chargpt.project.check import git_problems
 from chargpt.project.git import git
 from chargpt.project.outputs import require_clone
+from chargpt.project.overrides import override
 from chargpt.project.release import dvc
 from chargpt.project.remotes import cache_folder, default_remote
 from chargpt.runtime.exits import Terminated, one_line
-from chargpt.sweep.plan import Plan, load_plan, overrides
+from chargpt.sweep.plan import Plan, load_plan
 from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
 from chargpt.sweep.trial import ERROR, ORIGIN, Stopped, experiment_commit, run_trial
 
@@ -185,7 +186,7 @@ def bring_home(sweep: Sweep, shown: set[int]) -> Iterator[str]:
         elif outcome == "fail":
             outcome = f"failed: {trial.user_attrs[ERROR]}"
         shown.add(trial.number)
-        yield f"{name}: {', '.join(overrides(sweep.plan, trial.params))}: {outcome}"
+        yield f"{name}: {', '.join(override(*item) for item in trial.params.items())}: {outcome}"
 
 
 def best(sweep: Sweep) -> str:

@@ -21,7 +21,8 @@ from chargpt.errors import ChargptError, escape
 from chargpt.evaluation.curve import read_curve
 from chargpt.paths import CURVE, METRICS
 from chargpt.project.git import git, try_git, without_credentials
-from chargpt.sweep.plan import overrides, record
+from chargpt.project.overrides import override
+from chargpt.sweep.plan import record
 from chargpt.sweep.study import STOP, Sweep, free_slot, next_trial
 
 POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
@@ -118,8 +119,8 @@ def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock
     lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
     """
     command = [*DVC, "exp", "run", "--name", sweep.experiment(trial.number)]
-    for change in overrides(sweep.plan, sweep.plan.fixed | trial.params):
-        command += ["-S", change]
+    for key, value in (sweep.plan.fixed | trial.params).items():
+        command += ["-S", override(key, value)]
     (folder / CURVE).unlink(missing_ok=True)  # the baseline's
     with log.open("ab") as output:
         process = subprocess.Popen(

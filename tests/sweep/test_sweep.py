@@ -55,17 +55,17 @@ def write(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "A b"}, "name is 'A b'; it must be a letter, then up to 40 of a-z, 0-9 and -; see docs/sweeps.md$"),
+        ({"name": "A b"}, "name is 'A b'; it must be a letter, then up to 40 of a-z, 0-9 and -$"),
         ({"trials": None}, "neither trials nor minutes limits the sweep; set one of them"),
-        ({"trials": 0}, "trials is 0; it must be an integer, >= 1"),
-        ({"nope": 1}, "unknown key 'nope'; the keys are name, trials"),
+        ({"trials": 0}, "trials is 0; it must be a whole number, >= 1, or null$"),
+        ({"nope": 1}, "unknown key nope: did you mean name"),
         ({"space": {"lr": {"low": 1}}}, r"space is \{'lr': \{'low': 1\}\}; it must be one or more parameters"),
-        ({"space": {"learning_rate": [1]}}, "learning_rate is not a parameter; use one of params.yaml"),
+        ({"space": {"learning_rate": [1]}}, "unknown key learning_rate: the keys are corpus, "),
         ({"space": {"lr": {"low": 0.0, "high": 1.0}}}, "lr is 0.0; it must be a number, > 0, <= 10"),
         ({"space": {"n_layer": {"low": 1, "high": 2.5}}}, "n_layer is 2.5; it must be "),
         ({"space": {"optimizer": ["sgd"]}}, "optimizer is 'sgd'; it must be one of muon, adamw"),
         ({"fixed": {"lr": 0.1}}, "lr is in space and in fixed; keep only one of them"),
-        ({"pruner": None}, "pruner is None; it must be a name of Optuna's, or .*; NopPruner for none"),
+        ({"pruner": None}, "pruner is None; it must be a name of Optuna's, or .*"),
         ({"pruner": "MedianPruner", "objective": "perplexity"}, "set objective to val_loss"),
         # in Optuna's words
         ({"space": {"lr": {"low": 0.1, "high": 0.01}}}, "Optuna: `low <= high` must hold, .*; see Optuna's doc"),
@@ -76,11 +76,6 @@ def write(path: Path, **changes: Any) -> Path:
 def test_invalid_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ChargptError, match=message):
         plan.load_plan(write(tmp_path / "sweep.yaml", **changes))
-
-
-def test_numbers_from_a_range_keep_six_digits() -> None:
-    values = {"beta2": 0.987654321, "lr": 0.0123456789, "n_layer": 2}
-    assert plan.overrides(plan.Plan(**PLAN), values) == ["beta2=0.987654321", "lr=0.0123457", "n_layer=2"]
 
 
 def test_float_parameters_with_integer_bounds_are_searched_as_floats() -> None:
