@@ -23,18 +23,17 @@ from chargpt.sweep.plan import Plan, distributions, make_engine
 JOURNAL, STOP = "journal.log", "stop"  # the second file asks the workers to save and end
 SLOT = "slot"  # attribute of a trial: the number of the clone in which it runs
 FIXED = ("space", "fixed", "objective", "direction", "sampler", "pruner")  # keys of a plan, from the first trial on
-PLAN, BASELINE, CACHE, BEGAN = "plan", "baseline", "cache", "began"  # attributes of a study
+PLAN, BASELINE, BEGAN = "plan", "baseline", "began"  # attributes of a study
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep. baseline: the commit from which every trial starts. cache: DVC's, which all clones share."""
+    """A sweep. baseline: the commit from which every trial starts."""
 
     folder: Path
     study: optuna.Study
     plan: Plan
     baseline: str
-    cache: str
 
     @property
     def home(self) -> Path:
@@ -54,7 +53,7 @@ class Sweep:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def create(folder: Path, plan: Plan, baseline: str, cache: Path) -> Sweep:
+def create(folder: Path, plan: Plan, baseline: str) -> Sweep:
     """Create a sweep, or open the one in this directory. The budget and the number of workers may have changed.
 
     Before the first trial, everything may have changed. Raises ChargptError if something else has changed after it.
@@ -71,7 +70,6 @@ def create(folder: Path, plan: Plan, baseline: str, cache: Path) -> Sweep:
             (folder / JOURNAL).unlink(missing_ok=True)
             study = optuna.create_study(storage=_storage(folder), study_name=plan.name, direction=plan.direction)
             study.set_user_attr(BASELINE, baseline)
-            study.set_user_attr(CACHE, str(cache))
         study.set_user_attr(PLAN, plan.model_dump_json())
     return open_sweep(folder)
 
@@ -102,7 +100,7 @@ def open_sweep(folder: Path) -> Sweep:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):  # by Optuna
         raise ChargptError(f"{folder / JOURNAL}: is damaged; restore it, or give the sweep another name") from None
     study.pruner = make_engine(optuna.pruners, plan.pruner)
-    return Sweep(folder, study, plan, study.user_attrs[BASELINE], study.user_attrs[CACHE])
+    return Sweep(folder, study, plan, study.user_attrs[BASELINE])
 
 
 def _storage(folder: Path) -> JournalStorage:

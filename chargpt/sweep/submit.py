@@ -23,7 +23,7 @@ from chargpt.project.git import git
 from chargpt.project.outputs import require_clone
 from chargpt.project.overrides import override
 from chargpt.project.release import dvc
-from chargpt.project.remotes import cache_folder, default_remote
+from chargpt.project.remotes import default_remote
 from chargpt.runtime.exits import Terminated, one_line
 from chargpt.sweep.plan import Plan, load_plan
 from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
@@ -45,9 +45,8 @@ class Worker(Checkpointable):
         self.folder = folder
 
     def __call__(self) -> None:
-        since = time.time()
         with suppress(Stopped):
-            while run_trial(open_sweep(self.folder), since):
+            while run_trial(open_sweep(self.folder)):
                 pass
 
 
@@ -72,7 +71,7 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
 
 
 def prepare(path: str | Path) -> Sweep:
-    """Check everything, then create the sweep of a sweep.yaml or open it.
+    """Check everything and push the baseline's data, then create the sweep of a sweep.yaml or open it.
 
     Raises ChargptError with what stands in the way.
     """
@@ -81,15 +80,10 @@ def prepare(path: str | Path) -> Sweep:
     if not has_begun(SWEEPS / plan.name):
         if lines := list(refusals(path, plan)):
             raise ChargptError(*lines)
-        try_pushing(plan)
-    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), cache_folder())
-
-
-def try_pushing(plan: Plan) -> None:
-    """Push the baseline's data, which every experiment needs. Raises ChargptError if git or DVC could not push."""
-    git("push", "--dry-run", "--quiet", ORIGIN, f"HEAD:refs/exps/{plan.name}")
-    if default_remote()[0]:
-        dvc("push")
+        git("push", "--dry-run", "--quiet", ORIGIN, f"HEAD:refs/exps/{plan.name}")
+        if default_remote()[0]:
+            dvc("push")  # the baseline's data, which every experiment needs
+    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip())
 
 
 def run(sweep: Sweep, report: Callable[[str], None]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,9 @@ from optuna.trial import TrialState
 from chargpt.errors import ChargptError, escape
 from chargpt.evaluation.curve import read_curve
 from chargpt.paths import CURVE, METRICS
-from chargpt.project.git import git, try_git, without_credentials
+from chargpt.project.git import git, reason, try_git, without_credentials
 from chargpt.project.overrides import override
+from chargpt.project.release import dvc
 from chargpt.sweep.plan import record
 from chargpt.sweep.study import STOP, Sweep, free_slot, next_trial
 
@@ -42,14 +42,12 @@ class Failed(ChargptError):
     """The trial itself failed, as it would again."""
 
 
-def run_trial(sweep: Sweep, since: float | None = None) -> str:
+def run_trial(sweep: Sweep) -> str:
     """Run one trial, or continue an interrupted one. Returns a line about it; empty if the budget is spent.
 
-    since: a request to stop counts if it is younger, in seconds since 1970; by default, than this call.
     A trial that fails is recorded with the reason. After any other error, Stopped or an exception of a signal, the
     trial stays unfinished: it continues when a process takes its clone again.
     """
-    since = time.time() if since is None else since
     with free_slot(sweep) as (slot, lock):
         trial = next_trial(sweep, slot)
         if trial is None:
@@ -59,7 +57,7 @@ def run_trial(sweep: Sweep, since: float | None = None) -> str:
         try:
             if not experiment_commit(sweep, name, folder / ".git"):  # otherwise only the push was interrupted
                 _clone(sweep, folder, log)
-                if not _experiment(sweep, trial, folder, log, lock, since):
+                if not _experiment(sweep, trial, folder, log, lock):
                     record(sweep.study, trial, TrialState.PRUNED)
                     return f"{name}: pruned"
             value = _objective(sweep, name, folder)
@@ -82,7 +80,7 @@ def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
     _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
     if (settings := sweep.home / LOCAL).is_file():  # remotes and keys of this user
         shutil.copy(settings, folder / LOCAL)
-    _run([*DVC, "cache", "dir", "--local", sweep.cache], folder, log)
+    _run([*DVC, "cache", "dir", "--local", dvc("cache", "dir", folder=sweep.home).strip()], folder, log)
     if kept := git("ls-files", "-z", "*.dvc", folder=folder).split("\0")[:-1]:  # by `dvc add`, as a large text
         _run([*DVC, "checkout", "--allow-missing", *kept], folder, log)
     (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
@@ -98,22 +96,14 @@ def origin(home: Path) -> str:
 def _run(command: list[str], folder: Path, log: Path) -> None:
     """Run a command; its output goes to the log, without passwords in URLs. Raises ChargptError if it fails."""
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    text = f"$ {' '.join(command)}\n{done.stdout.decode('utf-8', 'replace')}"
+    output = done.stdout.decode("utf-8", "replace")
     with log.open("a", encoding="utf-8") as file:
-        file.write(without_credentials(text))
+        file.write(without_credentials(f"$ {' '.join(command)}\n{output}"))
     if done.returncode:
-        raise ChargptError(f"{_reason(log)}; see {log}")
+        raise ChargptError(f"{reason(output, done.returncode)}; see {log}")
 
 
-def _reason(log: Path) -> str:
-    """The last error in a log, in one line."""
-    lines = re.findall(r"(?m)^(?!\$ |Having any troubles)[ \t]*(\S.*?)[ \t\r]*$", log.read_text("utf-8", "replace"))
-    errors = [line for line in lines if line.lower().startswith(("error:", "fatal:"))]
-    own = [line for line in errors if line.startswith("error: ")]  # what a stage reported, before DVC's summary
-    return (own or errors or lines or ["no output"])[-1]
-
-
-def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock: int, since: float) -> bool:
+def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock: int) -> bool:
     """Run the experiment; return whether it was completed rather than pruned. Raises Failed if DVC fails.
 
     lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
@@ -126,12 +116,12 @@ def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock
         process = subprocess.Popen(
             command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, process_group=0, pass_fds=[lock]
         )
-    reported, request = 0, sweep.folder / STOP
+    reported = 0
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
-            if request.exists() and request.stat().st_mtime >= since:
-                raise Stopped("Sweep stopped. Run the same command to continue.")
+            if (sweep.folder / STOP).exists():
+                raise Stopped("Sweep stopped. To continue, run: chargpt sweep")
             reported = _report(trial, folder / CURVE, reported)
             if trial.should_prune():
                 return False
@@ -139,7 +129,7 @@ def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock
         if process.poll() is None:
             stop(process)
     if process.returncode:
-        raise Failed(f"{_reason(log)}; see {log}")
+        raise Failed(f"{reason(log.read_text('utf-8', 'replace'), process.returncode)}; see {log}")
     return True
 
 

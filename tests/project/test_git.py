@@ -101,6 +101,7 @@ def test_a_folder_without_repository(tmp_path: Path) -> None:
         ("warning: a\nfatal: b\n\n  c\n", "fatal: b c"),
         ("ERROR: first\nERROR: last\n", "ERROR: last"),
         ("no prefix\nlast line\n", "last line"),
+        ("error: the stage's\nERROR: failed to reproduce\n", "error: the stage's ERROR: failed to reproduce"),
         ("ERROR: no keys\n\nHaving any troubles? Hit us up\n", "ERROR: no keys"),
         ("fatal: unable to access 'https://me:token@host/x.git'", "fatal: unable to access 'https://host/x.git'"),
     ],
