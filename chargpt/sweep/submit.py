@@ -26,7 +26,7 @@ from chargpt.project.release import dvc
 from chargpt.project.remotes import default_remote
 from chargpt.runtime.exits import Terminated, one_line
 from chargpt.sweep.plan import Plan, load_plan
-from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
+from chargpt.sweep.study import STOP, Sweep, busy, create, has_begun, open_sweep, spent
 from chargpt.sweep.trial import ERROR, ORIGIN, Stopped, experiment_commit, run_trial
 
 SWEEPS = Path(".dvc/tmp/sweeps")
@@ -151,7 +151,7 @@ def alive(sweep: Sweep, jobs: list[Job[None]]) -> int:
         if listed.returncode:
             raise ChargptError(f"squeue failed: {' '.join(listed.stderr.split())}; run: sinfo")
         return len(listed.stdout.split())
-    return max(len(busy_slots(sweep.folder)), sum(not job.done() for job in jobs))
+    return max(busy(sweep), sum(not job.done() for job in jobs))
 
 
 def make_executor(sweep: Sweep) -> Executor:

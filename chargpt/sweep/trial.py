@@ -16,26 +16,26 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from chargpt.errors import ChargptError, escape
+from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import read_curve
 from chargpt.paths import CURVE, METRICS
 from chargpt.project.git import git, reason, try_git, without_credentials
 from chargpt.project.overrides import override
 from chargpt.project.release import dvc
 from chargpt.sweep.plan import record
-from chargpt.sweep.study import STOP, Sweep, free_slot, next_trial
+from chargpt.sweep.study import STOP, Sweep, next_trial
 
 POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
 PUSHES = 6  # attempts; git refuses a push while another one changes the same references
 ORIGIN = "origin"  # the git remote
-CHECKPOINTS = ".dvc/tmp/chargpt"  # of trainings, in a clone
+CHECKPOINTS = ".checkpoints"  # suffix of the directory beside a clone that keeps them
 LOCAL = ".dvc/config.local"
 ERROR = "error"  # attribute of a trial: why it failed
 DVC = [sys.executable, "-P", "-m", "dvc"]
 
 
 class Stopped(ChargptError):
-    """The sweep was interrupted. The trial continues when a process takes its clone again."""
+    """The sweep was interrupted. The trial continues when a process takes it again."""
 
 
 class Failed(ChargptError):
@@ -46,33 +46,33 @@ def run_trial(sweep: Sweep) -> str:
     """Run one trial, or continue an interrupted one. Returns a line about it; empty if the budget is spent.
 
     A trial that fails is recorded with the reason. After any other error, Stopped or an exception of a signal, the
-    trial stays unfinished: it continues when a process takes its clone again.
+    trial stays unfinished: it continues when a process takes it again.
     """
-    with free_slot(sweep) as (slot, lock):
-        trial = next_trial(sweep, slot)
-        if trial is None:
+    with next_trial(sweep) as taken:
+        if taken is None:
             return ""
-        name = sweep.experiment(trial.number)
-        folder, log = sweep.folder / f"slots/{slot}", sweep.folder / f"{name}.log"
+        trial, lock = taken
+        name, folder = sweep.experiment(trial.number), sweep.clone(trial.number)
+        log = sweep.folder / f"{name}.log"
+        state, value, outcome = TrialState.PRUNED, None, "pruned"
         try:
-            if not experiment_commit(sweep, name, folder / ".git"):  # otherwise only the push was interrupted
-                _clone(sweep, folder, log)
-                if not _experiment(sweep, trial, folder, log, lock):
-                    record(sweep.study, trial, TrialState.PRUNED)
-                    return f"{name}: pruned"
-            value = _objective(sweep, name, folder)
-            _push(sweep, name, folder, log)
+            # if there is an experiment, only its push was interrupted
+            if experiment_commit(sweep, name, folder / ".git") or _experiment(sweep, trial, folder, log, lock):
+                value = _objective(sweep, name, folder)
+                _push(sweep, name, folder, log)
+                state, outcome = TrialState.COMPLETE, f"{sweep.plan.objective} {value:.6f}"
         except Failed as error:
             trial.set_user_attr(ERROR, str(error))
-            record(sweep.study, trial, TrialState.FAIL)
-            return f"{name}: failed: {escape(error)}"
-        record(sweep.study, trial, TrialState.COMPLETE, value)
-    return f"{name}: {sweep.plan.objective} {value:.6f}"
+            state, outcome = TrialState.FAIL, f"failed: {error}"
+        record(sweep.study, trial, state, value)
+        for left in (folder, folder.with_suffix(CHECKPOINTS)):
+            shutil.rmtree(left, ignore_errors=True)
+    return f"{name}: {outcome}"
 
 
 def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
     """Make the clone anew, at the baseline, because any file of it may be half-written. Checkpoints are kept."""
-    checkpoints = folder.with_suffix(".checkpoints")
+    checkpoints = folder.with_suffix(CHECKPOINTS)
     checkpoints.mkdir(exist_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -83,8 +83,8 @@ def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
     _run([*DVC, "cache", "dir", "--local", dvc("cache", "dir", folder=sweep.home).strip()], folder, log)
     if kept := git("ls-files", "-z", "*.dvc", folder=folder).split("\0")[:-1]:  # by `dvc add`, as a large text
         _run([*DVC, "checkout", "--allow-missing", *kept], folder, log)
-    (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
-    (folder / CHECKPOINTS).symlink_to(checkpoints)
+    (folder / ".dvc/tmp").mkdir(exist_ok=True)
+    (folder / ".dvc/tmp/chargpt").symlink_to(checkpoints)
 
 
 def origin(home: Path) -> str:
@@ -104,13 +104,14 @@ def _run(command: list[str], folder: Path, log: Path) -> None:
 
 
 def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock: int) -> bool:
-    """Run the experiment; return whether it was completed rather than pruned. Raises Failed if DVC fails.
+    """Run the experiment in a new clone; return whether it was completed, and not pruned. Raises Failed if DVC fails.
 
-    lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
+    lock: descriptor of the trial's lock. DVC holds it too, so that nobody takes the trial if only this process dies.
     """
     command = [*DVC, "exp", "run", "--name", sweep.experiment(trial.number)]
     for key, value in (sweep.plan.fixed | trial.params).items():
         command += ["-S", override(key, value)]
+    _clone(sweep, folder, log)
     (folder / CURVE).unlink(missing_ok=True)  # the baseline's
     with log.open("ab") as output:
         process = subprocess.Popen(
