@@ -52,7 +52,7 @@ def test_failures_of_git_are_reported(how: str, folder: Path, monkeypatch: pytes
         untracked_code()
     assert said in str(error.value) and "\n" not in str(error.value)
     (problem,) = git_problems()
-    assert said in problem and "no git repository" not in problem
+    assert said in problem and "git init" not in problem
     assert try_git("status") is None
 
 
