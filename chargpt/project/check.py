@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chargpt.device import pick_device
 from chargpt.errors import ChargptError, escape
+from chargpt.params import Params
 from chargpt.paths import init_file
 from chargpt.project import lock
 from chargpt.project.git import NO_REPOSITORY, git, try_git, untracked_code
@@ -22,9 +22,6 @@ from chargpt.project.remotes import dvc_repository, relative_remote
 from chargpt.text.corpus import read_text
 from chargpt.text.documents import list_note
 from chargpt.text.download import require_corpus, unused_text
-
-if TYPE_CHECKING:
-    from chargpt.params import Params
 
 CONFIGURATION = (".dvc/config", ".dvcignore", "dvc.yaml", "chargpt", "stages")  # `dvc exp apply` replaces these too
 

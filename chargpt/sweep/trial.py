@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -18,15 +16,15 @@ from optuna.trial import TrialState
 
 from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import read_curve
+from chargpt.files import finite_numbers, parse_json
 from chargpt.paths import CURVE, METRICS
 from chargpt.project.git import git, reason, try_git, without_credentials
 from chargpt.project.overrides import override
 from chargpt.project.release import dvc
 from chargpt.sweep.plan import record
-from chargpt.sweep.study import STOP, Sweep, next_trial
+from chargpt.sweep.study import STOP, Sweep, locked, next_trial
 
 POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
-PUSHES = 6  # attempts; git refuses a push while another one changes the same references
 ORIGIN = "origin"  # the git remote
 CHECKPOINTS = ".checkpoints"  # suffix of the directory beside a clone that keeps them
 LOCAL = ".dvc/config.local"
@@ -74,8 +72,7 @@ def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
     """Make the clone anew, at the baseline, because any file of it may be half-written. Checkpoints are kept."""
     checkpoints = folder.with_suffix(CHECKPOINTS)
     checkpoints.mkdir(exist_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     _run(["git", "clone", "--quiet", str(sweep.home), str(folder)], sweep.folder, log)
     _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
     if (settings := sweep.home / LOCAL).is_file():  # remotes and keys of this user
@@ -156,24 +153,17 @@ def _report(trial: optuna.Trial, curve: Path, reported: int) -> int:
 
 
 def _objective(sweep: Sweep, name: str, folder: Path) -> float:
-    metrics = git("show", f"{sweep.ref(name)}:{METRICS}", folder=folder)
-    try:
-        return float(json.loads(metrics)[sweep.plan.objective])
-    except (ValueError, KeyError, TypeError):
-        raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
+    metrics = finite_numbers(parse_json(git("show", f"{sweep.ref(name)}:{METRICS}", folder=folder), METRICS))
+    if sweep.plan.objective not in metrics:
+        raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective")
+    return metrics[sweep.plan.objective]
 
 
 def _push(sweep: Sweep, name: str, folder: Path, log: Path) -> None:
     """Send an experiment to origin. Raises ChargptError if it does not arrive."""
     git("remote", "set-url", ORIGIN, origin(sweep.home), folder=folder)
-    for attempt in range(PUSHES):
-        try:
-            _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
-            break
-        except ChargptError:
-            if attempt + 1 == PUSHES:
-                raise
-            time.sleep(random.uniform(0, 2**attempt / 2))
+    with locked(sweep.folder / "push.lock"):  # git refuses a push while another one changes the same references
+        _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
     # DVC is content if there is another experiment of this name
     there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder)
     if experiment_commit(sweep, name, folder) not in there.split():
