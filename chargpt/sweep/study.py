@@ -145,7 +145,9 @@ def next_trial(sweep: Sweep) -> Iterator[tuple[optuna.Trial, int] | None]:
         taken = None
         with locked(sweep.folder / "ask.lock"):
             for begun in sweep.running():
-                if lock := held.enter_context(locked(sweep.clone(begun.number).with_suffix(".lock"), blocking=False)):
+                lock = held.enter_context(locked(sweep.clone(begun.number).with_suffix(".lock"), blocking=False))
+                # it may have ended since
+                if lock and not sweep.study.get_trials(deepcopy=False)[begun.number].state.is_finished():
                     taken = optuna.Trial(sweep.study, begun._trial_id), lock
                     break
             else:

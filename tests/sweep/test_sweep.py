@@ -151,6 +151,10 @@ def test_a_trial_has_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert first and second and (first[0].number, second[0].number, third) == (0, 1, None)
         assert study.busy(sweep) == 2
     assert study.busy(sweep) == 0 and begin(sweep).number == 0
+    unfinished = sweep.running()
+    plan.record(sweep.study, begin(sweep), TrialState.COMPLETE, 0.0)  # by another process, at this moment
+    monkeypatch.setattr(study.Sweep, "running", lambda _: unfinished)
+    assert begin(sweep).number == 1
 
     def flock(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
