@@ -6,7 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -18,7 +18,7 @@ from chargpt.model.config import MAX_LAYERS, Dialect, GPTConfig
 # the machine at a rendezvous address sends.
 LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ][1-9][0-9]?)$"
 PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # no line break, so that a message with the path is one line
-MAX_REPORTED = 8  # problems named in one message
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _auto_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -102,10 +102,7 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
     source: the file's name in messages. Raises ChargptError with one line per problem: the key, the value found, what
     is allowed, or the nearest valid name.
     """
-    try:
-        params = Params.model_validate(values)
-    except ValidationError as error:
-        raise ChargptError(*_problems(source, error)) from None
+    params = validate(Params, values, source)
     if not {"auto"} & {params.n_embd, params.n_head}:
         try:
             GPTConfig(1, 1, 1, params.n_head, params.n_embd)
@@ -122,40 +119,45 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
     return params
 
 
-def check_value(key: str, value: object, where: str) -> None:
-    """Raise ChargptError if the value is not allowed for the key. where: the file's name in the message."""
-    try:
-        Params.model_validate({key: value})
-    except ValidationError as error:  # always raised, because the other keys are missing
-        if any(problem["loc"][0] == key for problem in error.errors()):
-            raise ChargptError(f"{where}: {key} is {show_value(value)}; it must be {allowed(key)}") from None
+def validate(schema: type[Model], values: Mapping[str, Any], source: str | Path) -> Model:
+    """The values as an object of the schema. Raises ChargptError with one line per problem, as `check_params`."""
+    if problems := _problems(schema, values, source):
+        raise ChargptError(*problems.values())
+    return schema.model_validate(values)
 
 
-def allowed(key: str) -> str:
+def check_value(key: str, value: object, source: str | Path) -> None:
+    """Raise ChargptError if params.yaml has no such key, or does not allow it this value."""
+    if problem := _problems(Params, {key: value}, source).get(key):  # the other keys are missing
+        raise ChargptError(problem)
+
+
+def allowed(key: str, schema: type[BaseModel] = Params) -> str:
     """The values that a key accepts, in words, such as `a number, > 0, <= 10`."""
-    field = Params.model_fields[key]
+    field = schema.model_fields[key]
     options = get_args(field.annotation)
     words = field.description or f"one of {', '.join(options)}"
     words += ", or auto" if AUTO in field.metadata else ""
     return f"{words}, or null" if type(None) in options else words
 
 
-def _problems(source: str | Path, error: ValidationError) -> list[str]:
-    """A line for each of the first MAX_REPORTED problems, and one with the number of the others."""
-    # pydantic may report several problems of one key; keep one for each
-    problems = {str(problem["loc"][0]): problem for problem in error.errors(include_url=False)}
-    lines = []
-    for key, problem in list(problems.items())[:MAX_REPORTED]:
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, Params.model_fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(Params.model_fields)}"
-            shown = key if key.isidentifier() and len(key) <= 60 else show_value(key)
-            lines.append(f"{source}: unknown key {shown}: {hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{source}: key {key} is missing: add a line `{key}: ...` ({allowed(key)})")
-        else:
-            lines.append(f"{source}: {key} is {show_value(problem['input'])}; it must be {allowed(key)}")
-    return lines + ([f"{source}: and {len(problems) - len(lines)} more problems"] if len(problems) > len(lines) else [])
+def _problems(schema: type[BaseModel], values: Mapping[str, Any], source: str | Path) -> dict[str, str]:
+    """A line about each key that the schema does not accept. source: the file's name in it."""
+    lines: dict[str, str] = {}
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        for key in [str(problem["loc"][0]) for problem in error.errors(include_url=False)]:
+            if key not in schema.model_fields:
+                near = difflib.get_close_matches(key, schema.model_fields, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(schema.model_fields)}"
+                shown = key if key.isidentifier() and len(key) <= 60 else show_value(key)
+                lines[key] = f"{source}: unknown key {shown}: {hint}"
+            elif key not in values:
+                lines[key] = f"{source}: key {key} is missing: add a line `{key}: ...` ({allowed(key, schema)})"
+            else:
+                lines[key] = f"{source}: {key} is {show_value(values[key])}; it must be {allowed(key, schema)}"
+    return lines
 
 
 def show_value(value: object) -> str:

@@ -6,7 +6,6 @@ of memory is reported in one line from the first import on.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,11 +49,6 @@ def run(name: str, params: Params) -> None:
     else:
         cache = [environment.cache_folder()] if name == "download" else []
         import_undisturbed(f"stages.{name}").main(params, *cache)
-    if name == "export" and "DVC_ROOT" in os.environ:  # the stage that DVC runs last
-        from chargpt.project.lock import note
-
-        if line := note():
-            print(f"note: {line}", file=sys.stderr)
 
 
 def train(params: Params) -> None:

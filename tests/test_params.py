@@ -104,16 +104,6 @@ def test_warmup_is_at_most_the_whole_training() -> None:
         check_params(values(warmup_iters=51, max_iters=50))
 
 
-def test_eight_problems_are_listed_and_the_rest_counted() -> None:
-    for count in (8, 9, 30):
-        with pytest.raises(ChargptError) as error:
-            check_params(values(**{f"zzz{i}": i for i in range(count)}), "here")
-        lines = list(error.value.args)
-        keys = ", ".join(Params.model_fields)
-        assert lines[:8] == [f"here: unknown key zzz{i}: the keys are {keys}" for i in range(8)]
-        assert lines[8:] == ([f"here: and {count - 8} more problems"] if count > 8 else [])
-
-
 @pytest.mark.parametrize(
     ("key", "shown"),
     [

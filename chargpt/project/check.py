@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chargpt.device import pick_device
 from chargpt.errors import ChargptError, escape
+from chargpt.params import Params
 from chargpt.paths import init_file
 from chargpt.project import lock
 from chargpt.project.git import NO_REPOSITORY, git, try_git, untracked_code
@@ -22,9 +22,6 @@ from chargpt.project.remotes import dvc_repository, relative_remote
 from chargpt.text.corpus import read_text
 from chargpt.text.documents import list_note
 from chargpt.text.download import require_corpus, unused_text
-
-if TYPE_CHECKING:
-    from chargpt.params import Params
 
 CONFIGURATION = (".dvc/config", ".dvcignore", "dvc.yaml", "chargpt", "stages")  # `dvc exp apply` replaces these too
 
@@ -40,20 +37,19 @@ def problems() -> Iterator[str]:
     except ChargptError as error:
         yield from error.args
     else:
-        for require in (require_prompt, require_init, require_legacy, require_device):
+        for require in (require_prompt, require_files, require_device):
             try:
                 require(params)
             except ChargptError as error:
                 yield from error.args
-    python = shutil.which("python") or ""
     try:  # it may be a wrapper, so it is asked
-        done = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
+        done = subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
         same = os.path.samefile(done.stdout.strip(), sys.prefix)
     except OSError:
         same = False
     if not same:
-        found = f"is {python}" if python else "is missing"
-        yield f"the stages call `python`, which {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
+        found = shutil.which("python") or "missing"
+        yield f"the stages call `python`, which is {found}; run: . {shlex.quote(f'{sys.prefix}/bin/activate')}"
     yield from git_problems()
 
 
@@ -65,26 +61,21 @@ def require_prompt(params: Params) -> None:
     require_corpus(params.corpus)
     if not Path(params.corpus).exists():
         return
-    missing, empty = set(params.prompt), True
+    missing = set(params.prompt)
     for text in read_text(params.corpus):
-        empty = empty and not text
         missing -= set(text)
         if not missing:
             return
-    if empty:
+    if not Path(params.corpus).stat().st_size:
         raise ChargptError(f"corpus: {params.corpus} is empty; set it to the path of a UTF-8 text")
     raise ChargptError(
         f"prompt: {sorted(missing)[0]!r} does not occur in {params.corpus}; choose another with -S prompt=..."
     )
 
 
-def require_init(params: Params) -> None:
-    """Raise ChargptError if the model file that training is to start from is missing, or where DVC does not see it."""
+def require_files(params: Params) -> None:
+    """Raise ChargptError if the legacy model's directory or the model file that training starts from is missing."""
     init_file(params.init)
-
-
-def require_legacy(params: Params) -> None:
-    """Raise ChargptError if there is no directory of the legacy model, which a stage lists as its input."""
     if not Path(params.legacy_dir).is_dir():
         raise ChargptError(f"params.yaml: legacy_dir is {params.legacy_dir!r}, which is not a directory; set another")
 
@@ -100,13 +91,8 @@ def git_problems() -> Iterator[str]:
     try:
         git("rev-parse", "--git-dir")
     except ChargptError as error:
-        if NO_REPOSITORY not in str(error):  # git's own reason: another owner's repository, a damaged configuration
-            yield str(error)
-        else:
-            yield (
-                "no git repository: DVC refuses to run; run: git init && git add --all && git commit -m start"
-                " (or, to run the pipeline only: dvc config --local core.no_scm true)"
-            )
+        hint = "; run: git init && git add --all && git commit -m start, or dvc config --local core.no_scm true"
+        yield f"{error}{hint if NO_REPOSITORY in str(error) else ''}"
         return
     if try_git("rev-parse", "--verify", "--quiet", "HEAD") is None:
         yield 'no commit yet: experiments need one; run: git add --all && git commit -m "start"'

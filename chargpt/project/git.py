@@ -43,14 +43,16 @@ def try_git(*arguments: str, folder: str | Path = ".") -> str | None:
         return None
 
 
-def reason(stderr: str, status: int) -> str:
+def reason(output: str, status: int) -> str:
     """Why a command of git or DVC failed, in one line: its last error, without the credentials in URLs.
 
-    stderr: what the command printed, perhaps nothing. status: its exit status.
+    A stage's own error comes before DVC's summary. output: what the command printed, perhaps nothing. status: its exit
+    status.
     """
-    own = stderr.partition("Having any troubles?")[0]  # DVC goes on to advertise its support
+    own = output.partition("Having any troubles?")[0]  # DVC goes on to advertise its support
     lines = [line.strip() for line in own.splitlines() if line.strip()]
-    errors = [i for i, line in enumerate(lines) if line.lower().startswith(("fatal:", "error:"))]
+    # of stages and git, or else of DVC
+    errors = [i for start in ("ERROR:", ("fatal:", "error:")) for i, line in enumerate(lines) if line.startswith(start)]
     said = " ".join(lines[errors[-1] if errors else -1 :])
     return without_credentials(said)[:400] or f"exit status {status} without a message"
 

@@ -53,9 +53,9 @@ def release(version: str, message: str | None = None) -> str:
     return f"{ARTIFACT}@{version}"
 
 
-def dvc(*arguments: str) -> str:
-    """The output of a DVC command. Raises ChargptError with DVC's own reason if it fails."""
-    done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], capture_output=True, text=True)
+def dvc(*arguments: str, folder: str | Path = ".") -> str:
+    """The output of a DVC command run in `folder`. Raises ChargptError with DVC's own reason if it fails."""
+    done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise ChargptError(f"dvc {' '.join(arguments)}: {reason(done.stderr, done.returncode)}; run: chargpt check")
     return done.stdout

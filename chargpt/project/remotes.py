@@ -38,12 +38,6 @@ def dvc_repository() -> Iterator[Any]:
         ) from None
 
 
-def cache_folder() -> Path:
-    """The directory of DVC's cache."""
-    with dvc_repository() as repo:
-        return Path(repo.cache.local_cache_dir)
-
-
 def default_remote() -> tuple[str | None, str]:
     """The default remote's name and address."""
     with dvc_repository() as repo:

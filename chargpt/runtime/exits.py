@@ -75,19 +75,11 @@ def import_undisturbed(name: str) -> ModuleType:
     While torch loads numpy, its own code discards the exception that a signal raises. The signal would be lost, or a
     module would stay half loaded.
     """
-    arrived: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-    waiting = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in waiting:
-        signal.signal(number, lambda number, _: arrived.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDING))
     try:
-        module = import_module(name)
+        return import_module(name)
     finally:
-        for number, handler in waiting.items():
-            signal.signal(number, handler)
-    if arrived:
-        signal.raise_signal(arrived[0])
-    return module
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

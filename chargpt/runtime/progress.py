@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from chargpt.evaluation.curve import Row
 from chargpt.files import write_json
 from chargpt.training.events import Event, Log, Started, Stepped
 
-SHOW_EVERY_S = 15.0  # longest silence in a file
+SHOW_EVERY_S = 15.0  # longest silence in a file, while steps are made
 
 
 class Progress:
@@ -28,16 +27,14 @@ class Progress:
         self.signal = signal
         self.live = sys.stderr.isatty()
         self.bar: tqdm[None] | None = None
-        self.step = self.max_iters = self.batch = 0
+        self.max_iters = self.batch = 0
         self.steps, self.began = 0, time.monotonic()  # steps made by this process, and their start
-        self.row = ""
-        self.shown, self.ended = time.monotonic(), threading.Event()
+        self.row, self.shown = "", time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ended.set()
         if self.signal:
             with suppress(OSError):
                 self.signal.unlink(missing_ok=True)
@@ -62,27 +59,20 @@ class Progress:
             tqdm.write(f"train: {text}", file=sys.stderr)
 
     def _start(self, event: Started) -> None:
-        self.step, self.max_iters, self.batch = event.step, event.max_iters, event.batch
+        self.max_iters, self.batch = event.max_iters, event.batch
         total, done = event.max_iters * event.batch, event.step * event.batch
         self.bar = tqdm(total=total, initial=done, unit="char", unit_scale=True, disable=not self.live, leave=False)
-        if not self.live:
-            threading.Thread(target=self._show_regularly, daemon=True).start()
-
-    def _show_regularly(self) -> None:
-        """Show the step if nothing else was shown for a while, as during a long evaluation."""
-        while not self.ended.wait(max(0.1, self.shown + SHOW_EVERY_S - time.monotonic())):
-            if time.monotonic() >= self.shown + SHOW_EVERY_S:
-                self._write(f"step {self.step}/{self.max_iters}{self._pace(self.step)}")
 
     def _count(self, event: Stepped) -> None:
         assert self.bar is not None
         self.bar.update(self.batch)
-        self.step = event.step
         self.steps += 1
         if self.steps == 1:  # the first one takes longer, and an evaluation came before it
             self.began = time.monotonic()
         if self.live and self.steps % 20 == 1:  # not every time: reading a loss makes a GPU wait
             self.bar.set_description_str(f"train {event.loss.item():.3f} {self.row}", refresh=False)
+        elif not self.live and time.monotonic() >= self.shown + SHOW_EVERY_S:
+            self._write(f"step {event.step}/{self.max_iters}{self._pace(event.step)}")
 
     def _evaluated(self, row: Row) -> None:
         self.row = f"val {row.val_loss:.4f} lr {row.lr:.2e}"

@@ -21,8 +21,10 @@ DVC_PID = "CHARGPT_DVC_PID"  # environment variable with the process id of the D
 
 def remember_dvc() -> None:
     """Record which DVC started this process, for `StopRequests` in this process and in those that it starts."""
-    if "DVC_ROOT" in os.environ and DVC_PID not in os.environ and (dvc := _dvc_ancestor()):
-        os.environ[DVC_PID] = str(dvc.pid)
+    for process in psutil.Process().parents() if "DVC_ROOT" in os.environ else ():  # the nearest one first
+        with suppress(psutil.Error):
+            if any("dvc" in Path(word).name for word in process.cmdline()[:3]):
+                os.environ.setdefault(DVC_PID, str(process.pid))
 
 
 class StopRequests:
@@ -62,11 +64,3 @@ class StopRequests:
                 self.stopped = Stopped("the DVC process that started this training has ended")
         self._noticed = self.stopped is not None
         return self.stopped
-
-
-def _dvc_ancestor() -> psutil.Process | None:
-    for process in psutil.Process().parents():
-        with suppress(psutil.Error):
-            if any("dvc" in Path(word).name for word in process.cmdline()[:3]):
-                return process
-    return None

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
-from matplotlib.ticker import LogLocator, NullFormatter
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.visualization import matplotlib as draw
 
 from chargpt.errors import ChargptError
 from chargpt.files import write_text
 from chargpt.sweep.study import Sweep
 from chargpt.templates import render
+
+PICTURES: dict[str, Callable[..., Any]] = {
+    "History": draw.plot_optimization_history,
+    "Importance of the parameters": draw.plot_param_importances,
+    "Parallel coordinates": draw.plot_parallel_coordinate,
+}
 
 
 def write_page(sweep: Sweep, output: Path) -> None:
@@ -42,26 +47,11 @@ def write_page(sweep: Sweep, output: Path) -> None:
 def _pictures(sweep: Sweep) -> Iterator[tuple[str, str]]:
     """Title and SVG of each picture that Optuna can draw; importance needs at least two different trials."""
     matplotlib.use("agg")
-    importances = partial(draw.plot_param_importances, evaluator=PedAnovaImportanceEvaluator())
-    with warnings.catch_warnings(action="ignore"), matplotlib.rc_context({"svg.hashsalt": sweep.plan.name}):
-        for title, plot in (
-            ("History", draw.plot_optimization_history),
-            ("Importance of the parameters", importances),
-            ("Parallel coordinates", draw.plot_parallel_coordinate),
-            ("Each parameter", draw.plot_slice),
-        ):
-            try:
-                plot(sweep.study, target_name=sweep.plan.objective)
-            except (ValueError, RuntimeError):  # too few trials for this picture
-                continue
-            figure = pyplot.gcf()
-            figure.set_size_inches(max(9, 2 * len(figure.axes)), 4.5)
-            for axes in figure.axes:
-                if axes.get_xscale() == "log":  # Optuna's labels overlap
-                    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-                    axes.xaxis.set_major_formatter("{x:g}")
-                    axes.xaxis.set_minor_formatter(NullFormatter())
+    for title, plot in PICTURES.items():
+        with warnings.catch_warnings(action="ignore"), suppress(ValueError, RuntimeError):  # too few trials
+            figure = plot(sweep.study, target_name=sweep.plan.objective).figure
+            figure.set_size_inches(9, 4.5)
             image = io.StringIO()
-            figure.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
-            pyplot.close("all")
+            figure.savefig(image, format="svg", bbox_inches="tight")
             yield title, image.getvalue()[image.getvalue().index("<svg") :]
+    pyplot.close("all")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 import warnings
@@ -21,20 +20,18 @@ from chargpt.errors import ChargptError
 from chargpt.sweep.plan import Plan, distributions, make_engine
 
 JOURNAL, STOP = "journal.log", "stop"  # the second file asks the workers to save and end
-SLOT = "slot"  # attribute of a trial: the number of the clone in which it runs
 FIXED = ("space", "fixed", "objective", "direction", "sampler", "pruner")  # keys of a plan, from the first trial on
-PLAN, BASELINE, CACHE, BEGAN = "plan", "baseline", "cache", "began"  # attributes of a study
+PLAN, BASELINE, BEGAN = "plan", "baseline", "began"  # attributes of a study
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep. baseline: the commit from which every trial starts. cache: DVC's, which all clones share."""
+    """A sweep. baseline: the commit from which every trial starts."""
 
     folder: Path
     study: optuna.Study
     plan: Plan
     baseline: str
-    cache: str
 
     @property
     def home(self) -> Path:
@@ -45,6 +42,10 @@ class Sweep:
         """The name of a trial's experiment."""
         return f"{self.plan.name}-{number}"
 
+    def clone(self, number: int) -> Path:
+        """The clone of the project in which a trial runs. Its lock and its checkpoints lie beside it."""
+        return self.folder / "clones" / self.experiment(number)
+
     def ref(self, name: str) -> str:
         """The git reference of an experiment."""
         return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{name}"
@@ -54,12 +55,12 @@ class Sweep:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def create(folder: Path, plan: Plan, baseline: str, cache: Path) -> Sweep:
+def create(folder: Path, plan: Plan, baseline: str) -> Sweep:
     """Create a sweep, or open the one in this directory. The budget and the number of workers may have changed.
 
     Before the first trial, everything may have changed. Raises ChargptError if something else has changed after it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "clones").mkdir(parents=True, exist_ok=True)
     with locked(folder / "create.lock"):
         if has_begun(folder):
             _cut_half_line(folder / JOURNAL)
@@ -71,7 +72,6 @@ def create(folder: Path, plan: Plan, baseline: str, cache: Path) -> Sweep:
             (folder / JOURNAL).unlink(missing_ok=True)
             study = optuna.create_study(storage=_storage(folder), study_name=plan.name, direction=plan.direction)
             study.set_user_attr(BASELINE, baseline)
-            study.set_user_attr(CACHE, str(cache))
         study.set_user_attr(PLAN, plan.model_dump_json())
     return open_sweep(folder)
 
@@ -102,7 +102,7 @@ def open_sweep(folder: Path) -> Sweep:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):  # by Optuna
         raise ChargptError(f"{folder / JOURNAL}: is damaged; restore it, or give the sweep another name") from None
     study.pruner = make_engine(optuna.pruners, plan.pruner)
-    return Sweep(folder, study, plan, study.user_attrs[BASELINE], study.user_attrs[CACHE])
+    return Sweep(folder, study, plan, study.user_attrs[BASELINE])
 
 
 def _storage(folder: Path) -> JournalStorage:
@@ -110,8 +110,8 @@ def _storage(folder: Path) -> JournalStorage:
 
 
 @contextlib.contextmanager
-def locked(path: Path, blocking: bool = True) -> Iterator[int | None]:
-    """Hold a lock file. Yields its descriptor, or without `blocking` perhaps None: another process holds it.
+def locked(path: Path, blocking: bool = True) -> Iterator[int]:
+    """Hold a lock file. Yields its descriptor, or without `blocking` perhaps 0: another process holds it.
 
     The death of the process frees it, unless a child that was given the descriptor lives on. Raises ChargptError if
     the file system has no locks.
@@ -121,54 +121,50 @@ def locked(path: Path, blocking: bool = True) -> Iterator[int | None]:
             held = lock_descriptor(file.fileno(), blocking=blocking)
         except OSError as error:
             raise ChargptError(
-                f"the file system of {path} has no file locks ({error.strerror}); move the project to another one"
+                f"{path}: file locks: {error.strerror}; move the project to another file system"
             ) from None
-        yield file.fileno() if held else None
+        yield file.fileno() if held else 0
+
+
+def busy(sweep: Sweep) -> int:
+    """The number of trials that living processes run."""
+    count = 0
+    for trial in sweep.running():
+        with locked(sweep.clone(trial.number).with_suffix(".lock"), blocking=False) as free:
+            count += not free
+    return count
 
 
 @contextlib.contextmanager
-def free_slot(sweep: Sweep) -> Iterator[tuple[int, int]]:
-    """A clone that no living process uses; one with an unfinished trial, if there is such a clone.
+def next_trial(sweep: Sweep) -> Iterator[tuple[optuna.Trial, int] | None]:
+    """An unfinished trial that no living process runs, or a new one; None if the budget is spent.
 
-    Yields its number and the descriptor of its lock.
+    Yields it and the descriptor of its lock.
     """
-    (sweep.folder / "slots").mkdir(exist_ok=True)
-    unfinished = [trial.user_attrs[SLOT] for trial in sweep.running() if SLOT in trial.user_attrs]
-    for slot in itertools.chain(unfinished, itertools.count()):
-        with locked(sweep.folder / "slots" / f"{slot}.lock", blocking=False) as descriptor:
-            if descriptor is not None:
-                yield slot, descriptor
-                return
+    with contextlib.ExitStack() as held:
+        taken = None
+        with locked(sweep.folder / "ask.lock"):
+            for begun in sweep.running():
+                lock = held.enter_context(locked(sweep.clone(begun.number).with_suffix(".lock"), blocking=False))
+                # it may have ended since
+                if lock and not sweep.study.get_trials(deepcopy=False)[begun.number].state.is_finished():
+                    taken = optuna.Trial(sweep.study, begun._trial_id), lock
+                    break
+            else:
+                if not spent(sweep):
+                    new = _ask(sweep)
+                    taken = new, held.enter_context(locked(sweep.clone(new.number).with_suffix(".lock")))
+        yield taken
 
 
-def busy_slots(folder: Path) -> set[int]:
-    """The clones of the sweep in a directory that living processes use."""
-    busy = set()
-    for lock in (folder / "slots").glob("*.lock"):
-        with locked(lock, blocking=False) as descriptor:
-            if descriptor is None:
-                busy.add(int(lock.stem))
-    return busy
-
-
-def next_trial(sweep: Sweep, slot: int) -> optuna.Trial | None:
-    """The unfinished trial of this slot, or a new one; None if the budget is spent."""
-    with locked(sweep.folder / "ask.lock"):
-        # a trial without a slot: its process died before it could record which
-        mine = [trial for trial in sweep.running() if trial.user_attrs.get(SLOT, slot) == slot]
-        if mine:
-            trial = optuna.Trial(sweep.study, mine[0]._trial_id)
-        elif spent(sweep):
-            return None
-        else:
-            if BEGAN not in sweep.study.user_attrs:
-                sweep.study.set_user_attr(BEGAN, time.time())
-            begun = len(sweep.study.get_trials(deepcopy=False))  # counted under the lock: no two have the same seed
-            with warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
-                sweep.study.sampler = make_engine(optuna.samplers, sweep.plan.sampler, seed_plus=begun)
-            trial = sweep.study.ask(distributions(sweep.plan))
-        trial.set_user_attr(SLOT, slot)
-    return trial
+def _ask(sweep: Sweep) -> optuna.Trial:
+    """A new trial. The caller holds a lock, so that no two trials have the same seed."""
+    if BEGAN not in sweep.study.user_attrs:
+        sweep.study.set_user_attr(BEGAN, time.time())
+    begun = len(sweep.study.get_trials(deepcopy=False))
+    with warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
+        sweep.study.sampler = make_engine(optuna.samplers, sweep.plan.sampler, seed_plus=begun)
+    return sweep.study.ask(distributions(sweep.plan))
 
 
 def spent(sweep: Sweep) -> bool:

@@ -21,11 +21,12 @@ from chargpt.paths import METRICS
 from chargpt.project.check import git_problems
 from chargpt.project.git import git
 from chargpt.project.outputs import require_clone
+from chargpt.project.overrides import override
 from chargpt.project.release import dvc
-from chargpt.project.remotes import cache_folder, default_remote
+from chargpt.project.remotes import default_remote
 from chargpt.runtime.exits import Terminated, one_line
-from chargpt.sweep.plan import Plan, load_plan, overrides
-from chargpt.sweep.study import STOP, Sweep, busy_slots, create, has_begun, open_sweep, spent
+from chargpt.sweep.plan import Plan, load_plan
+from chargpt.sweep.study import STOP, Sweep, busy, create, has_begun, open_sweep, spent
 from chargpt.sweep.trial import ERROR, ORIGIN, Stopped, experiment_commit, run_trial
 
 SWEEPS = Path(".dvc/tmp/sweeps")
@@ -44,9 +45,8 @@ class Worker(Checkpointable):
         self.folder = folder
 
     def __call__(self) -> None:
-        since = time.time()
         with suppress(Stopped):
-            while run_trial(open_sweep(self.folder), since):
+            while run_trial(open_sweep(self.folder)):
                 pass
 
 
@@ -71,7 +71,7 @@ def refusals(path: str | Path, plan: Plan) -> Iterator[str]:
 
 
 def prepare(path: str | Path) -> Sweep:
-    """Check everything, then create the sweep of a sweep.yaml or open it.
+    """Check everything and push the baseline's data, then create the sweep of a sweep.yaml or open it.
 
     Raises ChargptError with what stands in the way.
     """
@@ -80,15 +80,10 @@ def prepare(path: str | Path) -> Sweep:
     if not has_begun(SWEEPS / plan.name):
         if lines := list(refusals(path, plan)):
             raise ChargptError(*lines)
-        try_pushing(plan)
-    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip(), cache_folder())
-
-
-def try_pushing(plan: Plan) -> None:
-    """Push the baseline's data, which every experiment needs. Raises ChargptError if git or DVC could not push."""
-    git("push", "--dry-run", "--quiet", ORIGIN, f"HEAD:refs/exps/{plan.name}")
-    if default_remote()[0]:
-        dvc("push")
+        git("push", "--dry-run", "--quiet", ORIGIN, f"HEAD:refs/exps/{plan.name}")
+        if default_remote()[0]:
+            dvc("push")  # the baseline's data, which every experiment needs
+    return create(SWEEPS / plan.name, plan, git("rev-parse", "HEAD").strip())
 
 
 def run(sweep: Sweep, report: Callable[[str], None]) -> None:
@@ -156,7 +151,7 @@ def alive(sweep: Sweep, jobs: list[Job[None]]) -> int:
         if listed.returncode:
             raise ChargptError(f"squeue failed: {' '.join(listed.stderr.split())}; run: sinfo")
         return len(listed.stdout.split())
-    return max(len(busy_slots(sweep.folder)), sum(not job.done() for job in jobs))
+    return max(busy(sweep), sum(not job.done() for job in jobs))
 
 
 def make_executor(sweep: Sweep) -> Executor:
@@ -185,7 +180,7 @@ def bring_home(sweep: Sweep, shown: set[int]) -> Iterator[str]:
         elif outcome == "fail":
             outcome = f"failed: {trial.user_attrs[ERROR]}"
         shown.add(trial.number)
-        yield f"{name}: {', '.join(overrides(sweep.plan, trial.params))}: {outcome}"
+        yield f"{name}: {', '.join(override(*item) for item in trial.params.items())}: {outcome}"
 
 
 def best(sweep: Sweep) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import random
-import re
 import shutil
 import signal
 import subprocess
@@ -17,75 +14,74 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from chargpt.errors import ChargptError, escape
+from chargpt.errors import ChargptError
 from chargpt.evaluation.curve import read_curve
+from chargpt.files import finite_numbers, parse_json
 from chargpt.paths import CURVE, METRICS
-from chargpt.project.git import git, try_git, without_credentials
-from chargpt.sweep.plan import overrides, record
-from chargpt.sweep.study import STOP, Sweep, free_slot, next_trial
+from chargpt.project.git import git, reason, try_git, without_credentials
+from chargpt.project.overrides import override
+from chargpt.project.release import dvc
+from chargpt.sweep.plan import record
+from chargpt.sweep.study import STOP, Sweep, locked, next_trial
 
 POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
-PUSHES = 6  # attempts; git refuses a push while another one changes the same references
 ORIGIN = "origin"  # the git remote
-CHECKPOINTS = ".dvc/tmp/chargpt"  # of trainings, in a clone
+CHECKPOINTS = ".checkpoints"  # suffix of the directory beside a clone that keeps them
 LOCAL = ".dvc/config.local"
 ERROR = "error"  # attribute of a trial: why it failed
 DVC = [sys.executable, "-P", "-m", "dvc"]
 
 
 class Stopped(ChargptError):
-    """The sweep was interrupted. The trial continues when a process takes its clone again."""
+    """The sweep was interrupted. The trial continues when a process takes it again."""
 
 
 class Failed(ChargptError):
     """The trial itself failed, as it would again."""
 
 
-def run_trial(sweep: Sweep, since: float | None = None) -> str:
+def run_trial(sweep: Sweep) -> str:
     """Run one trial, or continue an interrupted one. Returns a line about it; empty if the budget is spent.
 
-    since: a request to stop counts if it is younger, in seconds since 1970; by default, than this call.
     A trial that fails is recorded with the reason. After any other error, Stopped or an exception of a signal, the
-    trial stays unfinished: it continues when a process takes its clone again.
+    trial stays unfinished: it continues when a process takes it again.
     """
-    since = time.time() if since is None else since
-    with free_slot(sweep) as (slot, lock):
-        trial = next_trial(sweep, slot)
-        if trial is None:
+    with next_trial(sweep) as taken:
+        if taken is None:
             return ""
-        name = sweep.experiment(trial.number)
-        folder, log = sweep.folder / f"slots/{slot}", sweep.folder / f"{name}.log"
+        trial, lock = taken
+        name, folder = sweep.experiment(trial.number), sweep.clone(trial.number)
+        log = sweep.folder / f"{name}.log"
+        state, value, outcome = TrialState.PRUNED, None, "pruned"
         try:
-            if not experiment_commit(sweep, name, folder / ".git"):  # otherwise only the push was interrupted
-                _clone(sweep, folder, log)
-                if not _experiment(sweep, trial, folder, log, lock, since):
-                    record(sweep.study, trial, TrialState.PRUNED)
-                    return f"{name}: pruned"
-            value = _objective(sweep, name, folder)
-            _push(sweep, name, folder, log)
+            # if there is an experiment, only its push was interrupted
+            if experiment_commit(sweep, name, folder / ".git") or _experiment(sweep, trial, folder, log, lock):
+                value = _objective(sweep, name, folder)
+                _push(sweep, name, folder, log)
+                state, outcome = TrialState.COMPLETE, f"{sweep.plan.objective} {value:.6f}"
         except Failed as error:
             trial.set_user_attr(ERROR, str(error))
-            record(sweep.study, trial, TrialState.FAIL)
-            return f"{name}: failed: {escape(error)}"
-        record(sweep.study, trial, TrialState.COMPLETE, value)
-    return f"{name}: {sweep.plan.objective} {value:.6f}"
+            state, outcome = TrialState.FAIL, f"failed: {error}"
+        record(sweep.study, trial, state, value)
+        for left in (folder, folder.with_suffix(CHECKPOINTS)):
+            shutil.rmtree(left, ignore_errors=True)
+    return f"{name}: {outcome}"
 
 
 def _clone(sweep: Sweep, folder: Path, log: Path) -> None:
     """Make the clone anew, at the baseline, because any file of it may be half-written. Checkpoints are kept."""
-    checkpoints = folder.with_suffix(".checkpoints")
+    checkpoints = folder.with_suffix(CHECKPOINTS)
     checkpoints.mkdir(exist_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     _run(["git", "clone", "--quiet", str(sweep.home), str(folder)], sweep.folder, log)
     _run(["git", "checkout", "--quiet", "--detach", sweep.baseline], folder, log)
     if (settings := sweep.home / LOCAL).is_file():  # remotes and keys of this user
         shutil.copy(settings, folder / LOCAL)
-    _run([*DVC, "cache", "dir", "--local", sweep.cache], folder, log)
+    _run([*DVC, "cache", "dir", "--local", dvc("cache", "dir", folder=sweep.home).strip()], folder, log)
     if kept := git("ls-files", "-z", "*.dvc", folder=folder).split("\0")[:-1]:  # by `dvc add`, as a large text
         _run([*DVC, "checkout", "--allow-missing", *kept], folder, log)
-    (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
-    (folder / CHECKPOINTS).symlink_to(checkpoints)
+    (folder / ".dvc/tmp").mkdir(exist_ok=True)
+    (folder / ".dvc/tmp/chargpt").symlink_to(checkpoints)
 
 
 def origin(home: Path) -> str:
@@ -97,40 +93,33 @@ def origin(home: Path) -> str:
 def _run(command: list[str], folder: Path, log: Path) -> None:
     """Run a command; its output goes to the log, without passwords in URLs. Raises ChargptError if it fails."""
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    text = f"$ {' '.join(command)}\n{done.stdout.decode('utf-8', 'replace')}"
+    output = done.stdout.decode("utf-8", "replace")
     with log.open("a", encoding="utf-8") as file:
-        file.write(without_credentials(text))
+        file.write(without_credentials(f"$ {' '.join(command)}\n{output}"))
     if done.returncode:
-        raise ChargptError(f"{_reason(log)}; see {log}")
+        raise ChargptError(f"{reason(output, done.returncode)}; see {log}")
 
 
-def _reason(log: Path) -> str:
-    """The last error in a log, in one line."""
-    lines = re.findall(r"(?m)^(?!\$ |Having any troubles)[ \t]*(\S.*?)[ \t\r]*$", log.read_text("utf-8", "replace"))
-    errors = [line for line in lines if line.lower().startswith(("error:", "fatal:"))]
-    own = [line for line in errors if line.startswith("error: ")]  # what a stage reported, before DVC's summary
-    return (own or errors or lines or ["no output"])[-1]
+def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock: int) -> bool:
+    """Run the experiment in a new clone; return whether it was completed, and not pruned. Raises Failed if DVC fails.
 
-
-def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock: int, since: float) -> bool:
-    """Run the experiment; return whether it was completed rather than pruned. Raises Failed if DVC fails.
-
-    lock: descriptor of the clone's lock. DVC holds it too, so that nobody takes the clone if only this process dies.
+    lock: descriptor of the trial's lock. DVC holds it too, so that nobody takes the trial if only this process dies.
     """
     command = [*DVC, "exp", "run", "--name", sweep.experiment(trial.number)]
-    for change in overrides(sweep.plan, sweep.plan.fixed | trial.params):
-        command += ["-S", change]
+    for key, value in (sweep.plan.fixed | trial.params).items():
+        command += ["-S", override(key, value)]
+    _clone(sweep, folder, log)
     (folder / CURVE).unlink(missing_ok=True)  # the baseline's
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, process_group=0, pass_fds=[lock]
         )
-    reported, request = 0, sweep.folder / STOP
+    reported = 0
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
-            if request.exists() and request.stat().st_mtime >= since:
-                raise Stopped("Sweep stopped. Run the same command to continue.")
+            if (sweep.folder / STOP).exists():
+                raise Stopped("Sweep stopped. To continue, run: chargpt sweep")
             reported = _report(trial, folder / CURVE, reported)
             if trial.should_prune():
                 return False
@@ -138,7 +127,7 @@ def _experiment(sweep: Sweep, trial: optuna.Trial, folder: Path, log: Path, lock
         if process.poll() is None:
             stop(process)
     if process.returncode:
-        raise Failed(f"{_reason(log)}; see {log}")
+        raise Failed(f"{reason(log.read_text('utf-8', 'replace'), process.returncode)}; see {log}")
     return True
 
 
@@ -164,24 +153,17 @@ def _report(trial: optuna.Trial, curve: Path, reported: int) -> int:
 
 
 def _objective(sweep: Sweep, name: str, folder: Path) -> float:
-    metrics = git("show", f"{sweep.ref(name)}:{METRICS}", folder=folder)
-    try:
-        return float(json.loads(metrics)[sweep.plan.objective])
-    except (ValueError, KeyError, TypeError):
-        raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective") from None
+    metrics = finite_numbers(parse_json(git("show", f"{sweep.ref(name)}:{METRICS}", folder=folder), METRICS))
+    if sweep.plan.objective not in metrics:
+        raise Failed(f"{METRICS} has no number {sweep.plan.objective}; choose another objective")
+    return metrics[sweep.plan.objective]
 
 
 def _push(sweep: Sweep, name: str, folder: Path, log: Path) -> None:
     """Send an experiment to origin. Raises ChargptError if it does not arrive."""
     git("remote", "set-url", ORIGIN, origin(sweep.home), folder=folder)
-    for attempt in range(PUSHES):
-        try:
-            _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
-            break
-        except ChargptError:
-            if attempt + 1 == PUSHES:
-                raise
-            time.sleep(random.uniform(0, 2**attempt / 2))
+    with locked(sweep.folder / "push.lock"):  # git refuses a push while another one changes the same references
+        _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
     # DVC is content if there is another experiment of this name
     there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder)
     if experiment_commit(sweep, name, folder) not in there.split():

@@ -52,7 +52,7 @@ def test_failures_of_git_are_reported(how: str, folder: Path, monkeypatch: pytes
         untracked_code()
     assert said in str(error.value) and "\n" not in str(error.value)
     (problem,) = git_problems()
-    assert said in problem and "no git repository" not in problem
+    assert said in problem and "git init" not in problem
     assert try_git("status") is None
 
 
@@ -101,6 +101,7 @@ def test_a_folder_without_repository(tmp_path: Path) -> None:
         ("warning: a\nfatal: b\n\n  c\n", "fatal: b c"),
         ("ERROR: first\nERROR: last\n", "ERROR: last"),
         ("no prefix\nlast line\n", "last line"),
+        ("error: the stage's\nERROR: failed to reproduce\n", "error: the stage's ERROR: failed to reproduce"),
         ("ERROR: no keys\n\nHaving any troubles? Hit us up\n", "ERROR: no keys"),
         ("fatal: unable to access 'https://me:token@host/x.git'", "fatal: unable to access 'https://host/x.git'"),
     ],

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from chargpt.errors import ChargptError
 from chargpt.model.file import load_model
-from chargpt.project.remotes import cache_folder
+from chargpt.project.remotes import default_remote
 from tests.conftest import Run, free_ports, set_value
 from tests.docs.pages import blocks
 
@@ -149,7 +149,7 @@ def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
     with pytest.raises(ChargptError, match=r"user 4000000000 has not; run: export USER=me HOME=/tmp$"):
-        cache_folder()
+        default_remote()
 
 
 def default_store(environment: dict[str, str]) -> Path:
