@@ -31,7 +31,7 @@ def main(params: Params) -> None:
             print(f"note: {note}", file=sys.stderr)
     else:
         vocab = Vocab(sorted({*vocab.itos, "\n"}), vocab.seen_once, vocab.length)
-        found = str(write_documents(TOKENS, params.corpus, vocab, params.documents, params.val_fraction))
+        found = write_documents(TOKENS, params.corpus, vocab, params.documents, params.val_fraction)
     write_text(VOCAB, vocab.to_json())
     with atomic_write(INIT) as file:
         file.write(start.read_bytes() if start else b"")

@@ -43,8 +43,8 @@ def main(
     names as inputs, by name; they and the parameters must not change meanwhile. checkpoints: the directory of the
     checkpoints of all runs; None saves none. reread: reads params.yaml again. saving: options of `CheckpointStore`.
     """
-    with ProcessGroup(pick_device(params.device), rank) as group, Curve(CURVE) as curve:
-        before = read_inputs(params, group, deps or {})
+    with ProcessGroup(pick_device(params.device), rank) as group:
+        curve, before = Curve(CURVE), read_inputs(params, group, deps or {})
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
         source = read_source(params, vocab)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,6 +15,8 @@ from chargpt.evaluation.analysis import Analysis
 from chargpt.evaluation.curve import Row
 from chargpt.text.vocab import Vocab
 
+NATS = "nats per character"
+COLORS = ("#8a8a8a", "#c8501e")
 STYLE: Any = {
     "svg.hashsalt": "chargpt",  # without it, ids are random
     "svg.fonttype": "none",
@@ -38,36 +40,30 @@ def charts(curve: Sequence[Row], analysis: Analysis, vocab: Vocab) -> list[tuple
     with matplotlib.rc_context(settings | STYLE), warnings.catch_warnings():
         # matplotlib's font lacks some characters, but the reader's browser draws them with its own fonts
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        by_position = line_chart(places, losses, "position in the context", "nats per character")
+        by_step = {"training": [row.train_loss for row in curve], "validation": [row.val_loss for row in curve]}
+        rates = {"": [row.lr for row in curve]}
         return [
-            ("Loss by step", loss_chart(curve)),
-            ("Learning rate by step", line_chart(steps, [row.lr for row in curve], "step", "learning rate")),
-            ("Loss by position in the context", by_position),
+            ("Loss by step", line_chart("step", steps, by_step)),
+            ("Learning rate by step", line_chart("step", steps, rates, "learning rate")),
+            ("Loss by position in the context", line_chart("position in the context", places, {"": losses})),
             ("Hardest characters", bar_chart([name for name, _, _ in hardest], [nats for *_, nats in hardest])),
         ]
 
 
-def loss_chart(curve: Sequence[Row]) -> str:
-    """Training and validation loss by step, as a data URL."""
-    figure, axes = _chart("step", "nats per character")
-    steps = [row.step for row in curve]
-    axes.plot(steps, [row.train_loss for row in curve], color="#8a8a8a", label="training", marker=".")
-    axes.plot(steps, [row.val_loss for row in curve], color="#c8501e", label="validation", marker=".")
-    axes.legend(frameon=False)
-    return _address(figure)
-
-
-def line_chart(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> str:
-    """A chart with one line, as a data URL."""
+def line_chart(x_label: str, x: Sequence[float], lines: Mapping[str, Sequence[float]], y_label: str = NATS) -> str:
+    """A chart with one line, or with two and a legend of their names, as a data URL."""
     figure, axes = _chart(x_label, y_label)
-    axes.plot(x, y, color="#c8501e", marker="." if len(x) < 20 else None)
+    for (name, y), color in zip(lines.items(), COLORS[-len(lines) :], strict=True):
+        axes.plot(x, y, color=color, label=name, marker="." if len(lines) > 1 or len(x) < 20 else None)
+    if len(lines) > 1:
+        axes.legend(frameon=False)
     return _address(figure)
 
 
 def bar_chart(names: Sequence[str], nats: Sequence[float]) -> str:
     """A chart with horizontal bars, the first at the top, as a data URL."""
-    figure, axes = _chart("nats per character", "")
-    axes.barh(range(len(names)), nats, color="#c8501e")
+    figure, axes = _chart(NATS, "")
+    axes.barh(range(len(names)), nats, color=COLORS[-1])
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TextIO
 
 from chargpt.errors import ChargptError
 
-# nats per character: a rise of the validation loss, and a distance to the training loss, that count as overfitting
+# nats per character: a rise of the validation loss, and a distance to the training loss, that mean something
 RISE, GAP = 0.01, 0.4
 WORSE = 0.1  # nats per character above the untrained model: more, and training did harm
 UNSEEN = 0.01  # share of the validation characters: more, and the text is not the same throughout
@@ -37,23 +36,16 @@ class Curve:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.file: TextIO | None = None
-
-    def __enter__(self) -> Curve:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
+        self.begun = False
 
     def add(self, row: Row) -> None:
         """Append one row."""
-        if self.file is None:
+        if not self.begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)  # it may be a link into DVC's cache, which must not change
-            self.file = self.path.open("w", newline="\n", buffering=1)
-            self.file.write(HEADER)
-        self.file.write(str(row))
+        with self.path.open("a", newline="\n") as file:
+            file.write(str(row) if self.begun else f"{HEADER}{row}")
+        self.begun = True
 
 
 def read_curve(path: str | Path) -> list[Row]:
@@ -75,38 +67,26 @@ def read_curve(path: str | Path) -> list[Row]:
 
 
 def diagnosis(rows: Sequence[Row], unseen: float) -> str:
-    """What the curve of a finished run says about divergence and overfitting, and what to change; empty if nothing.
+    """What the curve of a finished run says about divergence, the text, and the number of steps; empty if nothing.
 
     rows: one or more, in the order of their steps. unseen: the share of the validation characters that do not occur in
     the training part, from 0 to 1.
     """
     last, best = rows[-1], min(rows, key=lambda row: row.val_loss)
-    gap = last.val_loss - last.train_loss
     rose = last.val_loss > best.val_loss + RISE
     if rose and last.train_loss > best.train_loss + RISE:
         return (
             f"training diverged: after step {best.step}, the training loss rose from {best.train_loss:.4f} to"
             f" {last.train_loss:.4f}; lower the learning rate (-S lr={max(row.lr for row in rows) / 3:.2g})"
         )
-    if (rose or gap > GAP) and unseen > UNSEEN:
-        return (
-            f"the end of the text, which is for validation, differs from its beginning: {unseen:.0%} of its characters"
-            " do not occur before; shuffle the parts of the text"
-        )
+    differs = "the end of the text, which is for validation, differs from its beginning"
+    if (rose or last.val_loss - last.train_loss > GAP) and unseen > UNSEEN:
+        return f"{differs}: {unseen:.0%} of its characters do not occur before; shuffle the parts of the text"
     if rose and best.step == 0 and last.train_loss < rows[0].train_loss - WORSE:
         return (
-            f"the validation loss rose from the first step on, and the training loss fell to {last.train_loss:.4f}: the"
-            " end of the text, which is for validation, differs from its beginning; shuffle the parts of the text"
+            f"{differs}: from the first step on, the validation loss rose, and the training loss fell to"
+            f" {last.train_loss:.4f}; shuffle the parts of the text"
         )
-    if rose:
-        return (
-            f"the model overfits: the validation loss rose from {best.val_loss:.4f} at step {best.step} to"
-            f" {last.val_loss:.4f}; try -S max_iters={max(best.step, rows[1].step // 2)},"
-            " a higher weight_decay or dropout"
-        )
-    if gap > GAP:
-        return (
-            f"the model overfits: at the end, the training loss is {gap:.2f} below the validation loss;"
-            " try fewer max_iters, a higher weight_decay or dropout"
-        )
+    if rose and best.step:
+        return f"the validation loss was lowest at step {best.step}: fewer steps suffice (-S max_iters={best.step})"
     return ""

@@ -78,23 +78,25 @@ def find_overlap(texts: Ids, train_ids: Ids) -> Overlap:
         piece = train_ids[start : start + PIECE + texts.shape[1] - 1]
         known = numbers[piece]
         found |= _occur(passages, hashes(known, PASSAGE))
-        if (length := _longest(values, known, len(longest))) > len(longest):
-            row, first = np.argwhere(_common(values, known, length))[0]
-            longest = texts[row, first : first + length]
+        longest = _longest(texts, values, known, longest)
     return Overlap(longest, float(found.mean()) if found.size else 0.0)
 
 
-def _common(values: Hashes, known: Hashes, length: int) -> NDArray[np.bool_]:
-    """Which passages of `length` values occur in `known`."""
-    return _occur(hashes(values, length), hashes(known, length))
+def _longest(texts: Ids, values: Hashes, known: Hashes, longest: Ids) -> Ids:
+    """The longest passage of the texts that occurs in `known`, or `longest` if none is longer.
 
+    values, known: the texts and a piece of the training text, as the numbers that stand for their characters.
+    """
 
-def _longest(values: Hashes, known: Hashes, least: int) -> int:
-    """The length of the longest passage that occurs in `known`, or `least` if none is longer."""
-    if not _common(values, known, least + 1).any():
-        return least
-    lengths = range(values.shape[1] + 1)
-    return bisect_left(lengths, True, lo=least + 2, key=lambda length: not _common(values, known, length).any()) - 1
+    def common(length: int) -> NDArray[np.bool_]:
+        return _occur(hashes(values, length), hashes(known, length))
+
+    if not common(len(longest) + 1).any():
+        return longest
+    lengths = range(texts.shape[1] + 1)
+    length = bisect_left(lengths, True, lo=len(longest) + 2, key=lambda length: not common(length).any()) - 1
+    row, first = np.argwhere(common(length))[0]
+    return texts[row, first : first + length]
 
 
 def hashes(values: Hashes, length: int) -> Hashes:
@@ -109,8 +111,7 @@ def hashes(values: Hashes, length: int) -> Hashes:
 
 def _occur(some: Hashes, many: Hashes) -> NDArray[np.bool_]:
     """Which of `some` occur among `many`; as np.isin, but faster for few among many."""
-    if not some.size or not many.size:
+    if not many.size:
         return np.zeros(some.shape, bool)
-    ordered = np.unique(some)
-    nearest = ordered[np.searchsorted(ordered, many).clip(max=len(ordered) - 1)]
-    return np.isin(some, many[nearest == many])
+    ordered = np.sort(many)
+    return ordered[np.searchsorted(ordered, some).clip(max=len(many) - 1)] == some

@@ -43,13 +43,12 @@ def export(model: ModelFile, output: str | Path, metrics: Mapping[str, float] | 
         write_json(folder / "config.json", config)
         write_json(folder / "tokenizer.json", tokenizer(model.vocab))
         # CTranslate2 needs names for these three
-        names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
-        about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        about: dict[str, Any] = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
+        about |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         # without token_type_ids, which GPT-2 would add to the embeddings; padding on the left, so that every prompt of
         # a batch is continued where it ends
         about |= {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": config["n_positions"]}
-        about |= {"pad_token": special[2], "padding_side": "left"}
-        write_json(folder / "tokenizer_config.json", about | names)
+        write_json(folder / "tokenizer_config.json", about | {"pad_token": special[2], "padding_side": "left"})
         # no more characters than there are positions, whatever a pipeline's default is
         sampling = {"do_sample": True, "temperature": 0.8, "max_length": config["n_positions"]}
         write_json(folder / "generation_config.json", sampling | {"pad_token_id": len(model.vocab) + 2})

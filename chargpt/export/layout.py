@@ -123,35 +123,22 @@ def _widen(weights: dict[str, Doubles], head_bias: Doubles, c: GPTConfig, extra:
     The new units, which are always zero there, then only multiply the variance by n_embd / width. The weights of the
     LayerNorms and their eps make up for that.
     """
-    C, nh, hs = c.n_embd, c.n_head, c.n_embd // c.n_head
-    width = C + extra
-
-    def per_head(matrix: Doubles) -> Doubles:
-        """(groups * C, n) -> (groups * width, n): add rows of zeros after the rows of each head."""
-        heads = matrix.reshape(-1, hs, matrix.shape[1])
-        return np.pad(heads, ((0, 0), (0, extra // nh), (0, 0))).reshape(-1, matrix.shape[1])
-
-    def pad(array: Doubles, axis: int = -1) -> Doubles:
-        """Add zeros for the new units along `axis`, which has the width of the residual stream."""
-        added = [(0, 0)] * array.ndim
-        added[axis] = (0, extra)
-        return np.pad(array, added)
-
+    C, hs = c.n_embd, c.n_embd // c.n_head
+    end = [C] * extra  # where new units go in the residual stream, and in each of the heads:
+    heads = np.repeat(np.arange(hs, 3 * C + 1, hs), extra // c.n_head)
     wide = {}
     for name, t in weights.items():
-        if name in ("wte.weight", "wpe.weight"):
-            t = pad(t - t.mean(1, keepdims=True))
-        elif "ln_" in name:
-            t = pad(t * math.sqrt(C / width)) if name.endswith("weight") else pad(t)
-        elif name.endswith("c_attn.weight"):
-            t = per_head(pad(t))
-        elif name.endswith("c_fc.weight") or name == "lm_head.weight":
-            t = pad(t)
-        elif name.endswith("c_proj.weight"):
-            t = pad(t - t.mean(0), 0)
-            t = per_head(t.T).T if ".attn." in name else t
-        elif name.endswith("c_proj.bias"):
-            t = pad(t - t.mean())
+        written = "c_proj" in name  # to the residual stream; other weights read from it
+        if written or name in ("wte.weight", "wpe.weight"):
+            t = t - t.mean(0 if written else 1, keepdims=True)
+        elif "ln_" in name and name.endswith("weight"):
+            t = t * math.sqrt(C / (C + extra))
+        if not name.endswith("c_fc.bias"):
+            t = np.insert(t, end, 0, axis=0 if written else -1)
+        if name.endswith("c_attn.weight"):
+            t = np.insert(t, heads, 0, axis=0)
+        elif name.endswith("attn.c_proj.weight"):
+            t = np.insert(t, heads[:extra], 0, axis=1)
         wide[name] = t
     wide["ln_f.bias"][C] = 1
     wide["lm_head.weight"][:, C] = head_bias

@@ -56,11 +56,14 @@ def gpt2_graph(tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> onnx
     Source of the names: Hugging Face Optimum.
     """
     graph = _Graph(tensors, config)
-    graph.value("input_ids", ["B", "S"], TensorProto.INT64)
-    graph.value("attention_mask", ["B", "P + S"], TensorProto.INT64)
-    graph.value("position_ids", ["B", "S"], TensorProto.INT64)
-    graph.value("logits", ["B", "S", config["vocab_size"]], output=True)
-    node = graph.node
+    node, value, floats = graph.node, helper.make_tensor_value_info, TensorProto.FLOAT
+    given = (("input_ids", "S"), ("attention_mask", "P + S"), ("position_ids", "S"))
+    inputs = [value(name, TensorProto.INT64, ["B", length]) for name, length in given]
+    outputs = [value("logits", floats, ["B", "S", config["vocab_size"]])]
+    nh, head_size = config["n_head"], config["n_embd"] // config["n_head"]
+    for name in (f"{i}.{kind}" for i in range(config["n_layer"]) for kind in ("key", "value")):
+        inputs.append(value(f"past_key_values.{name}", floats, ["B", nh, "P", head_size]))
+        outputs.append(value(f"present.{name}", floats, ["B", nh, "P + S", head_size]))
     mask = graph.mask()
     characters = node("Gather", graph.weight("wte.weight"), "input_ids")
     positions = node("Gather", graph.weight("wpe.weight"), "position_ids")
@@ -71,23 +74,21 @@ def gpt2_graph(tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> onnx
         x = node("Add", x, graph.linear(f"h.{i}.mlp.c_proj", hidden))
     head = graph.constant(tensors["lm_head.weight"].T, "lm_head.weight")
     node("MatMul", graph.layer_norm("ln_f", x), head, outputs=["logits"])
-    return graph.finish()
+    made = helper.make_graph(graph.nodes, "chargpt", inputs, outputs)
+    opset = helper.make_opsetid("", OPSET)
+    model = helper.make_model(made, opset_imports=[opset], ir_version=IR_VERSION, producer_name="chargpt")
+    for name, array in graph.constants.items():  # added last, because the functions above copy their arguments
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    return model
 
 
 class _Graph:
-    """A graph under construction. Each method adds nodes or weights and returns the name of its result."""
+    """A graph under construction. Each method adds nodes or constants and returns the name of its result."""
 
     def __init__(self, tensors: Mapping[str, Floats], config: Mapping[str, Any]) -> None:
         self.tensors, self.config = tensors, config
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-
-    def value(self, name: str, shape: list[str | int], kind: int = TensorProto.FLOAT, output: bool = False) -> str:
-        """Add an input or an output of the graph."""
-        (self.outputs if output else self.inputs).append(helper.make_tensor_value_info(name, kind, shape))
-        return name
 
     def node(self, kind: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
         """Add a node and return the name of its first output."""
@@ -95,15 +96,11 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
         return names[0]
 
-    def constant(self, array: NDArray[Any], name: str = "") -> str:
-        """Add an array."""
+    def constant(self, value: float | list[int] | NDArray[Any], name: str = "") -> str:
+        """Add an array, an integer, a list of integers, or a number as float32."""
         name = name or f"constant_{len(self.constants)}"
-        self.constants[name] = array
+        self.constants[name] = np.array(value, np.float32) if isinstance(value, float) else np.asarray(value)
         return name
-
-    def integers(self, *numbers: int) -> str:
-        """Add a list of integers: sizes, axes or indices."""
-        return self.constant(np.array(numbers, np.int64))
 
     def weight(self, name: str) -> str:
         """Add a weight of the model."""
@@ -122,7 +119,7 @@ class _Graph:
         """ReLU, or GELU: x/2 (1 + erf(x / sqrt(2)))."""
         if self.config["activation_function"] == "relu":
             return self.node("Relu", x)
-        half, one, root = (self.constant(np.array(value, np.float32)) for value in (0.5, 1, 0.5**0.5))
+        half, one, root = map(self.constant, (0.5, 1.0, 0.5**0.5))
         share = self.node("Add", self.node("Erf", self.node("Mul", x, root)), one)
         return self.node("Mul", self.node("Mul", x, half), share)
 
@@ -130,45 +127,31 @@ class _Graph:
         """What is added to attention scores, (B, 1, S, P + S): 0 for positions that are seen, otherwise MASKED."""
 
         def length(name: str) -> str:
-            return self.node("Gather", self.node("Shape", name), self.constant(np.array(1)))
+            return self.node("Gather", self.node("Shape", name), self.constant(1))
 
-        zero, one = self.constant(np.array(0)), self.constant(np.array(1))
+        zero, one = self.constant(0), self.constant(1)
         total = length("attention_mask")
         keys = self.node("Range", zero, total, one)
         queries = self.node("Range", self.node("Sub", total, length("input_ids")), total, one)
-        future = self.node("Greater", keys, self.node("Unsqueeze", queries, self.integers(1)))
-        given = self.node("Unsqueeze", "attention_mask", self.integers(1, 2))
+        future = self.node("Greater", keys, self.node("Unsqueeze", queries, self.constant([1])))
+        given = self.node("Unsqueeze", "attention_mask", self.constant([1, 2]))
         hidden = self.node("Or", self.node("Equal", given, zero), future)
-        masked, seen = (self.constant(np.array(value, np.float32)) for value in (MASKED, 0))
-        return self.node("Where", hidden, masked, seen)
+        return self.node("Where", hidden, self.constant(MASKED), self.constant(0.0))
 
     def attention(self, layer: int, x: str, mask: str) -> str:
         """Causal attention of a layer; reads and extends the cache of the layer."""
         nh, width = self.config["n_head"], self.config["n_embd"]
-        name, shape = f"h.{layer}.attn", [nh, width // nh]
-        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        name, kinds = f"h.{layer}.attn", ("query", "key", "value")
+        parts = [f"{name}.{kind}" for kind in kinds]
         self.node("Split", self.linear(f"{name}.c_attn", x), outputs=parts, axis=-1)
-        heads = [self.node("Reshape", part, self.integers(0, 0, *shape)) for part in parts]
+        heads = [self.node("Reshape", part, self.constant([0, 0, nh, width // nh])) for part in parts]
         q, *new = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in heads)
-        k, v = (self.cached(f"{layer}.{kind}", part) for kind, part in zip(("key", "value"), new, strict=True))
-        scale = self.constant(np.array((width // nh) ** -0.5, np.float32))
+        k, v = (
+            self.node("Concat", f"past_key_values.{layer}.{kind}", x, outputs=[f"present.{layer}.{kind}"], axis=2)
+            for kind, x in zip(kinds[1:], new, strict=True)
+        )
+        scale = self.constant((width // nh) ** -0.5)
         scores = self.node("MatMul", self.node("Mul", q, scale), self.node("Transpose", k, perm=[0, 1, 3, 2]))
         weights = self.node("Softmax", self.node("Add", scores, mask), axis=-1)
         y = self.node("Transpose", self.node("MatMul", weights, v), perm=[0, 2, 1, 3])
-        return self.linear(f"{name}.c_proj", self.node("Reshape", y, self.integers(0, 0, width)))
-
-    def cached(self, name: str, new: str) -> str:
-        """The keys or values of a layer: those in the cache, then the new ones."""
-        nh, width = self.config["n_head"], self.config["n_embd"]
-        past = self.value(f"past_key_values.{name}", ["B", nh, "P", width // nh])
-        present = self.value(f"present.{name}", ["B", nh, "P + S", width // nh], output=True)
-        return self.node("Concat", past, new, axis=2, outputs=[present])
-
-    def finish(self) -> onnx.ModelProto:
-        """The complete graph, with its weights inside."""
-        graph = helper.make_graph(self.nodes, "chargpt", self.inputs, self.outputs)
-        opset = helper.make_opsetid("", OPSET)
-        made = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="chargpt")
-        for name, array in self.constants.items():  # added last, because the functions above copy their arguments
-            made.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return made
+        return self.linear(f"{name}.c_proj", self.node("Reshape", y, self.constant([0, 0, width])))

@@ -25,20 +25,15 @@ def save_page(model: ModelFile, path: str | Path) -> None:
     Raises ChargptError if the weights are too large for a page.
     """
     sizes = {name: math.prod(shape) for name, shape in model.config.shapes().items()}
-    parameters = model.config.parameters
-    if 4 * parameters > MAX_BYTES:
+    if 4 * model.config.parameters > MAX_BYTES:
         raise ChargptError(f"{path}: not written: the weights exceed {MAX_BYTES / 1e6:g} MB; export to a directory")
     weights = np.concatenate([model.weights[name].ravel() for name in sizes]).astype("<f4").tobytes()
-    about = {
-        "config": vars(model.config),
-        "sizes": sizes,
-        "vocab": model.vocab.itos,
-        "kept": max(1, model.config.block_size // KEPT_PART),
-    }
+    kept = max(1, model.config.block_size // KEPT_PART)
+    about = {"config": vars(model.config), "sizes": sizes, "vocab": model.vocab.itos, "kept": kept}
     folder = Path(__file__).parent
     page = render(
         folder / "play.html.j2",
-        parameters=parameters,
+        parameters=model.config.parameters,
         config=model.config,
         engine=(folder / "gpt.js").read_text(encoding="utf-8"),
         about=json.dumps(about).replace("<", r"\u003c"),  # no text can end the script

@@ -75,8 +75,7 @@ def weigh_dialects(weights: LegacyWeights, texts: Sequence[Ids]) -> Evidence:
         read, predicted = read + len(piece), predicted + len(piece) - 1
         for name, model in models.items():
             nats[name] = np.append(nats[name], _group_nats(model, piece))
-            loss = nats[name].sum() / predicted
-            losses[name] = loss if math.isfinite(loss) else math.inf
+        losses = {name: x.sum() / predicted if np.isfinite(x).all() else math.inf for name, x in nats.items()}
         best = min(names, key=lambda name: losses[name])
         lead = min(_lead(nats[best], nats[name]) for name in names if name != best)
         if lead >= CLEAR:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,6 @@ from chargpt.model.config import GPTConfig
 from chargpt.text.vocab import Vocab
 
 AGAIN = "copy all files of the model again"
-UNKNOWN = "not a parameter of this model; move it out of the directory"
 MAX_REPORTED = 20  # problems named in one report; the others are only counted
 LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,2})\.")  # as many layers as params.yaml allows
 HEAD = re.compile(r"blocks\.\d+\.sa\.heads\.(0|[1-9]\d{0,3})\.")
@@ -64,31 +64,27 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
     folder = Path(weights_dir)
     problems: list[str] = []
     files = _list_files(folder, problems)
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, path in files.items():
         try:
             shapes[name] = read_shape(path)
         except ChargptError as error:
             problems.append(str(error))
-            shapes[name] = ()
     try:
-        sizes = _sizes(shapes)
+        sizes = _sizes(files, shapes)
     except ChargptError as error:
         raise _refusal(folder, [*problems, f"{folder}: {error}; {AGAIN}"]) from None
     expected = expected_shapes(sizes)
     problems += [f"{folder / name}.txt: missing; {AGAIN}" for name in expected.keys() - files.keys()]
-    for name, path in files.items():
-        found = shapes[name]
-        if name not in expected:
-            problems.append(f"{printable(path)}: {UNKNOWN}")
-        elif found and found != expected[name]:
-            problems.append(f"{path}: shape {list(found)}, expected {list(expected[name])}; {AGAIN}")
+    unknown = "not a parameter of this model; move it out of the directory"
+    problems += [f"{printable(files[name])}: {unknown}" for name in files.keys() - expected.keys()]
+    for name in shapes.keys() & expected.keys():
+        if (found := shapes[name]) != expected[name]:
+            problems.append(f"{files[name]}: shape {list(found)}, expected {list(expected[name])}; {AGAIN}")
     if config_path is not None:
         sizes |= _check_config(Path(config_path), sizes, problems)
-    if problems:
-        raise _refusal(folder, problems)
     legacy = {}
-    for name, shape in expected.items():
+    for name, shape in [] if problems else expected.items():
         try:
             legacy[name] = read_values(files[name], shape)
         except ChargptError as error:
@@ -118,59 +114,51 @@ def _list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
         found = f"{printable(links[0])}: is a symbolic link, one of {len(links)}, and links are not followed"
         raise ChargptError(f"{found}; if DVC made them, run: dvc unprotect {shlex.quote(str(folder))}")
     for entry in entries:
-        if not entry.is_file():
-            problems.append(f"{printable(entry)}: not a regular file; move it out of the directory")
-        elif entry.suffix != ".txt":
-            problems.append(f"{printable(entry)}: {UNKNOWN}")
-        else:
-            name = PREFIX.sub("", entry.stem)
-            if not BUFFER.fullmatch(name):
-                files[name] = entry
+        if entry.suffix != ".txt" or not entry.is_file():
+            problems.append(f"{printable(entry)}: not a regular .txt file; move it out of the directory")
+        elif not BUFFER.fullmatch(name := PREFIX.sub("", entry.stem)):
+            files[name] = entry
     if not files and not problems:
         raise ChargptError(f"{folder}: no .txt files; give a directory with one per parameter")
     return files
 
 
-def _sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def _sizes(names: Collection[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The sizes of the model, from the names and shapes of its parameters. Raises ChargptError if they have none."""
     tokens, positions = (f"{RENAMED[name]}.weight" for name in ("wte", "wpe"))
-    layers = {int(m[1]) for name in shapes if (m := LAYER.match(name))}
-    heads = {int(m[1]) for name in shapes if (m := HEAD.match(name))}
+    layers = {int(m[1]) for name in names if (m := LAYER.match(name))}
+    heads = {int(m[1]) for name in names if (m := HEAD.match(name))}
     n_layer, n_head = max(layers, default=0) + 1, max(heads, default=0) + 1
     if any(len(shapes.get(name, ())) != 2 for name in (tokens, positions)):
         raise ChargptError(f"{tokens}.txt or {positions}.txt is missing or not a matrix")
-    if n_layer * n_head > len(shapes):  # a single wrong name must not make millions of files expected
-        raise ChargptError(f"the names of {len(shapes)} files imply {n_layer} layers of {n_head} heads")
+    if n_layer * n_head > len(names):  # a single wrong name must not make millions of files expected
+        raise ChargptError(f"the names of {len(names)} files imply {n_layer} layers of {n_head} heads")
     sizes: dict[str, Any] = {"vocab_size": shapes[tokens][0], "block_size": shapes[positions][0]}
     sizes |= {"n_layer": n_layer, "n_head": n_head, "n_embd": shapes[tokens][1], "dropout": 0.0}
     GPTConfig(**sizes)
     return sizes
 
 
-def legacy_parts(sizes: dict[str, Any]) -> dict[str, list[str]]:
-    """The legacy parameters that each weight of `GPT` consists of: one, or those of all heads, stacked.
+def legacy_parts(sizes: dict[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The legacy parameters that each weight of `GPT` consists of, with their shapes: one, or those of all heads.
 
-    For c_attn these are all heads' queries, then all keys, then all values.
+    The parts of c_attn are all heads' queries, then all keys, then all values.
     """
     parts = {}
-    for name in GPTConfig(**sizes).shapes():
+    for name, shape in GPTConfig(**sizes).shapes().items():
         block, module, kind = PARAMETER.findall(name)[0]
         prefix = f"blocks.{block}." if block else ""
-        parts[name] = [f"{prefix}{RENAMED.get(module, module)}.{kind}"]
+        names = [f"{prefix}{RENAMED.get(module, module)}.{kind}"]
         if module == "attn.c_attn":
             heads = product(("query", "key", "value"), range(sizes["n_head"]))
-            parts[name] = [f"{prefix}sa.heads.{head}.{part}.weight" for part, head in heads]
+            names = [f"{prefix}sa.heads.{head}.{part}.weight" for part, head in heads]
+        parts[name] = dict.fromkeys(names, (shape[0] // len(names), *shape[1:]))
     return parts
 
 
 def expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Legacy parameter name -> shape, for a model of these sizes."""
-    shapes = GPTConfig(**sizes).shapes()
-    return {
-        part: (shapes[name][0] // len(parts), *shapes[name][1:])
-        for name, parts in legacy_parts(sizes).items()
-        for part in parts
-    }
+    return {part: shape for parts in legacy_parts(sizes).values() for part, shape in parts.items()}
 
 
 def rename(legacy: dict[str, Array], sizes: dict[str, Any]) -> dict[str, Array]:

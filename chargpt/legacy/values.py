@@ -49,8 +49,12 @@ def read_values(path: Path, shape: tuple[int, ...]) -> Array:
         file.readline(MAX_SHAPE_LINE)
         while chunk := file.read(CHUNK_BYTES) + file.readline():  # whole lines
             part = _parse(chunk)
-            if part is None or not np.isfinite(part).all():
-                raise _bad_line(path, chunk, line)
+            if part is None:
+                lines = chunk.split(b"\n")
+                bad = next(i for i, text in enumerate(lines) if _parse(text) is None)
+                shown = lines[bad].strip()[:40].decode(errors="replace")
+                problem = f"line {line + bad}: {shown!r} is not one finite number; {AGAIN}"
+                raise ChargptError(f"{path}: {problem}, or use an earlier one if the model diverged")
             if found + part.size > count:
                 raise ChargptError(f"{path}: more than the {count} values of shape {list(shape)}; {AGAIN}")
             values[found : found + part.size] = part
@@ -60,40 +64,25 @@ def read_values(path: Path, shape: tuple[int, ...]) -> Array:
     if found < count:
         raise ChargptError(f"{path}: {found} values, expected {count} for shape {list(shape)}: truncated; {AGAIN}")
     if last:
-        shown = escape(last[-1].decode(), 40)
-        raise ChargptError(
-            f"{path}: no line end after the last value, {shown}, which may be cut off; {AGAIN}, or add it"
-        )
+        problem = f"no line end after the last value, {escape(last[-1].decode(), 40)}, which may be cut off"
+        raise ChargptError(f"{path}: {problem}; {AGAIN}, or add it")
     return values.reshape(shape)
 
 
 def _parse(chunk: bytes) -> Array | None:
-    """The numbers in `chunk`, one per line, as float32; None if a line holds anything else.
+    """The numbers in `chunk`, one per line, as float32; None if a line holds anything else than one finite number.
 
     They are parsed as float64 first, which does not change the value of a float32.
     """
-    if (b" " in chunk or b"\t" in chunk) and any(len(line.split()) > 1 for line in chunk.split(b"\n")):
-        return None
-    if b"_" in chunk:  # Python reads 1_0 as 10
+    several = (b" " in chunk or b"\t" in chunk) and any(len(line.split()) > 1 for line in chunk.split(b"\n"))
+    if several or b"_" in chunk:  # Python reads 1_0 as 10
         return None
     try:
-        with np.errstate(over="ignore"):  # too large a number becomes infinite; the caller refuses it
-            return np.array(chunk.split(), dtype=np.float64).astype(np.float32)
+        with np.errstate(over="ignore"):  # too large a number becomes infinite
+            numbers = np.array(chunk.split(), dtype=np.float64).astype(np.float32)
     except ValueError:
         return None
-
-
-def _bad_line(path: Path, chunk: bytes, line: int) -> ChargptError:
-    """The error for the first line that is not one finite number. line: number of the chunk's first line."""
-    for text in chunk.split(b"\n"):
-        part = _parse(text)
-        if part is None or not np.isfinite(part).all():
-            break
-        line += 1
-    shown = text.strip()[:40].decode(errors="replace")
-    if part is None:
-        return ChargptError(f"{path}: line {line}: {shown!r} is not one number; {AGAIN}")
-    return ChargptError(f"{path}: line {line}: the value is {shown}: the model diverged; use an earlier one")
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def printable(path: Path) -> str:

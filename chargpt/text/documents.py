@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from chargpt.text.vocab import Vocab
 
 SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}
 PART = 1 << 16  # documents that are shuffled and sorted at once, so that memory is bounded
+TOGETHER = 200  # documents that are encoded at once: encoding a short text is slow
 REMEMBERED = 4_000_000  # documents that are compared to count equal ones
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]  # the position of each row's first prediction, and their number
 Batch = NDArray[np.int64]
@@ -45,23 +47,10 @@ def for_validation(document: str, val_fraction: float) -> bool:
     return int.from_bytes(digest, "little") < val_fraction * 2**64
 
 
-@dataclass(frozen=True)
-class Counts:
-    """How many documents are to train on and to validate on, and how many of all occurred before in the corpus."""
-
-    train: int
-    val: int
-    repeated: int
-
-    def __str__(self) -> str:
-        share = self.val / (self.train + self.val)
-        repeated = f"; {self.repeated} are repetitions" if self.repeated else ""
-        return f"{self.train} documents to train on, {self.val} to validate on ({share:.1%}){repeated}"
-
-
-def write_documents(path: str | Path, corpus: str | Path, vocab: Vocab, kind: str, val_fraction: float) -> Counts:
+def write_documents(path: str | Path, corpus: str | Path, vocab: Vocab, kind: str, val_fraction: float) -> str:
     """Encode documents into a .safetensors file with two 1-D arrays of dtype `vocab.dtype`: `train` and `val`.
 
+    Returns how many documents each holds, and how many of all occurred before in the corpus, in words.
     Raises ChargptError if one of the two has no document.
     """
     characters, documents, seen, repeated = [1, 1], [0, 0], set[int](), 0
@@ -80,23 +69,15 @@ def write_documents(path: str | Path, corpus: str | Path, vocab: Vocab, kind: st
 
     def chunks() -> Iterator[NDArray[np.unsignedinteger]]:
         for side in (False, True):
+            yield vocab.encode_array("\n")
             mine = (d for d in read_documents(corpus, kind) if for_validation(d, val_fraction) == side)
-            yield from map(vocab.encode_array, _together(mine))
+            while piece := "".join(islice(mine, TOGETHER)):
+                yield vocab.encode_array(piece)
 
     write_arrays(path, vocab.dtype, dict(zip(("train", "val"), characters, strict=True)), chunks(), {"documents": kind})
-    return Counts(documents[0], documents[1], repeated)
-
-
-def _together(documents: Iterable[str], size: int = 1 << 16) -> Iterator[str]:
-    """A line break and the documents, in pieces of about `size` characters: encoding a short text is slow."""
-    pieces, length = ["\n"], 1
-    for document in documents:
-        pieces.append(document)
-        length += len(document)
-        if length > size:
-            yield "".join(pieces)
-            pieces, length = [], 0
-    yield "".join(pieces)
+    train, val = documents
+    share, copies = val / (train + val), f"; {repeated} are repetitions" if repeated else ""
+    return f"{train} documents to train on, {val} to validate on ({share:.1%}){copies}"
 
 
 @dataclass(eq=False)
@@ -108,9 +89,6 @@ class Documents:
 
     ids: NDArray[np.unsignedinteger]
     ends: NDArray[np.int64]
-    _budget: int = 0  # of the batches that are counted in _steps, for each part
-    _steps: list[int] = field(default_factory=list)
-    _shuffled: tuple[tuple[int, ...], list[Rows]] = ((), [])  # the part of an epoch that was last read
 
     @classmethod
     def of(cls, ids: NDArray[np.unsignedinteger], kind: str, vocab: Vocab) -> Documents:
@@ -147,22 +125,15 @@ class Documents:
         Returns the inputs and the character that follows each of them, PAD behind the end; both (B, T) int64.
         """
         budget = batch_size * block_size
-        if self._budget != budget:
-            all_rows = (self.rows(block_size, part) for part in range(self.parts))
-            self._budget, self._steps = budget, [len(cut(rows, budget, np.arange(len(rows[0])))) for rows in all_rows]
-        epoch, step = divmod(step, sum(self._steps))
-        part = int(np.searchsorted(np.cumsum(self._steps), step, side="right"))
-        if self._shuffled[0] != (seed, epoch, part):
-            rng, rows = np.random.default_rng((seed, epoch, part)), self.rows(block_size, part)
-            batches = cut(rows, budget, rng.permutation(len(rows[0])))
-            self._shuffled = (seed, epoch, part), [batches[i] for i in rng.permutation(len(batches))]
-        return self.take(*self._shuffled[1][step - sum(self._steps[:part])])
+        steps = _steps(self, block_size, budget)
+        epoch, step = divmod(step, sum(steps))
+        part = int(np.searchsorted(np.cumsum(steps), step, side="right"))
+        return self.take(*_shuffled(self, block_size, budget, seed, epoch, part)[step - sum(steps[:part])])
 
     def windows(self, block_size: int, batch_size: int) -> Iterator[tuple[Batch, Batch]]:
         """Like `batch`, for all documents, in an order that is always the same."""
         for part in range(self.parts):
-            rows = self.rows(block_size, part)
-            for batch in cut(rows, batch_size * block_size, np.arange(len(rows[0]))):
+            for batch in cut(self.rows(block_size, part), batch_size * block_size):
                 yield self.take(*batch)
 
     def take(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Batch, Batch]:
@@ -173,12 +144,27 @@ class Documents:
         return self.ids[at - 1].astype(np.int64), targets
 
 
-def cut(rows: Rows, budget: int, order: NDArray[np.int64]) -> list[Rows]:
+@lru_cache(maxsize=1)
+def _steps(split: Documents, block_size: int, budget: int) -> list[int]:
+    """How many batches of `budget` characters each part has."""
+    return [len(cut(split.rows(block_size, part), budget)) for part in range(split.parts)]
+
+
+@lru_cache(maxsize=1)
+def _shuffled(split: Documents, block_size: int, budget: int, seed: int, epoch: int, part: int) -> list[Rows]:
+    """The batches of a part in an epoch, in their order."""
+    rng = np.random.default_rng((seed, epoch, part))
+    batches = cut(split.rows(block_size, part), budget, rng)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def cut(rows: Rows, budget: int, rng: np.random.Generator | None = None) -> list[Rows]:
     """Rows of like length together, each batch with its padding no larger than the budget if it has more than one row.
 
-    order: of rows of equal length. The batches begin with the longest rows.
+    rng: shuffles rows of equal length. The batches begin with the longest rows.
     """
     starts, lengths = rows
+    order = rng.permutation(len(starts)) if rng else np.arange(len(starts))
     order = order[np.argsort(-lengths[order], kind="stable")]
     batches, first = [], 0
     while first < len(order):

@@ -33,12 +33,10 @@ def is_default_corpus(corpus: str) -> bool:
 
 def require_corpus(corpus: str) -> None:
     """Raise ChargptError if `corpus` is a text of the user's own and there is no such file."""
-    if Path(corpus).is_dir():
-        raise ChargptError(f"params.yaml: corpus is {corpus!r}, a directory; give the path of a UTF-8 text")
     if not is_default_corpus(corpus) and not Path(corpus).is_file():
         raise ChargptError(
-            f"params.yaml: corpus is {corpus!r}, and there is no such file; give an existing path. Experiments in"
-            f" copies of the project have only the files that git or DVC tracks: run: git add {shlex.quote(corpus)}"
+            f"params.yaml: corpus is {corpus!r}, and there is no such file; give the path of a UTF-8 text. Experiments"
+            f" in copies of the project have only the files that git or DVC tracks: run: git add {shlex.quote(corpus)}"
         )
 
 
@@ -59,15 +57,13 @@ def download(cache: Path | None = None) -> bytes:
     cache: directory that keeps a verified copy. Raises ChargptError if no source delivers the right bytes; the message
     says what each source answered.
     """
-    sources = [(URL, from_url), (" ".join(MIRROR), from_mirror)]
-    if cache is None:
-        return first_verified(sources)
-    cached = cache / "tinyshakespeare.txt"
-    text = first_verified([("cached copy", cached.read_bytes), *sources])
-    with suppress(OSError):  # without a copy (read-only home, full disk), the next run downloads again
-        if not cached.exists() or cached.read_bytes() != text:
-            with atomic_write(cached) as file:
-                file.write(text)
+    cached = cache / "tinyshakespeare.txt" if cache else None
+    copies = [("cached copy", cached.read_bytes)] if cached else []
+    text = first_verified([*copies, (URL, from_url), (" ".join(MIRROR), from_mirror)])
+    if cached:
+        # without a copy (read-only home, full disk), the next run downloads again
+        with suppress(OSError, ChargptError), atomic_write(cached) as file:
+            file.write(text)
     return text
 
 

@@ -64,9 +64,8 @@ def read_tokens(path: str | Path, vocab: Vocab) -> tuple[Split, Split]:
             f"{path}: does not hold ids of the vocabulary's {len(vocab)} characters; run: dvc repro -f prepare"
         )
     kind = file.metadata.get("documents")
-    if kind in SEPARATORS:
-        return Documents.of(arrays[0], kind, vocab), Documents.of(arrays[1], kind, vocab)
-    return arrays[0], arrays[1]
+    train, val = (Documents.of(ids, kind, vocab) if kind in SEPARATORS else ids for ids in arrays)
+    return train, val
 
 
 def characters_of(split: Split) -> Ids:

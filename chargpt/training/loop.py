@@ -97,7 +97,8 @@ class Trainer:
         hint = diagnosis(state.rows, unseen_share(self.train_ids, self.val_ids, self.model.config.vocab_size))
         harmed = state.best_loss == state.rows[0].val_loss < state.rows[-1].val_loss - WORSE
         if harmed and params.init == "scratch":
-            raise ChargptError(f"no model was written, because none is better than the untrained one: {hint}")
+            problem = "no model was written, because none is better than the untrained one"
+            raise ChargptError(f"{problem}: {hint or 'lower the learning rate'}")
         self.log(f"done; kept the weights with the lowest validation loss, {state.best_loss:.4f}")
         if hint:
             self.log(hint)

@@ -53,13 +53,10 @@ def test_the_order_of_a_list_and_new_lines_move_no_document(tmp_path: Path) -> N
 
 
 def test_what_is_counted_is_told(tmp_path: Path) -> None:
-    (tmp_path / "list").write_text("\n".join(WORDS + WORDS[:50]))
+    train, val = (len(split.ends) for split in write(tmp_path, WORDS + WORDS[:50]))
     found = write_documents(tmp_path / "tokens", tmp_path / "list", VOCAB, "lines", 0.2)
-    repeated = 950 - len(set(WORDS))
-    share = found.val / 950
-    assert str(found) == (
-        f"{found.train} documents to train on, {found.val} to validate on ({share:.1%}); {repeated} are repetitions"
-    )
+    repeated, share = 950 - len(set(WORDS)), val / 950
+    assert found == f"{train} documents to train on, {val} to validate on ({share:.1%}); {repeated} are repetitions"
     (tmp_path / "list").write_text("a\n")
     with pytest.raises(ChargptError, match=r"list: [01] documents to train on and [01] to validate on; each needs at"):
         write_documents(tmp_path / "tokens", tmp_path / "list", VOCAB, "lines", 0.5)
