@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from chargpt.cli.models import read_model
+from chargpt.cli.models import open_input, read_model
 from chargpt.errors import ChargptError
 from chargpt.paths import MODEL
 from chargpt.project.outputs import refuse_own
 from chargpt.runtime.environment import limit_threads
 from chargpt.runtime.exits import import_undisturbed
-
-if TYPE_CHECKING:
-    from chargpt.inference.facade import LanguageModel
 
 SHOWN = 20  # documents if their number is not given
 TRIES = 10_000  # documents that are drawn in vain, before it is said that nothing new comes
@@ -53,43 +50,48 @@ def generate(
     from chargpt.text.documents import SEPARATORS
 
     refuse_own(output, model)
-    text = _read_prompt(prompt, prompt_file)
-    file = read_model(model)
-    if documents or (file.params.get("documents") in SEPARATORS and num_samples == 1):
-        language, sampling = LanguageModel(file), Sampling(temperature, top_k, top_p)
-        known = _known_documents(language, corpus) if new else set()
-        drawn = language.documents(text, sampling, seed)
-        with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as target:
-            for document in _chosen(drawn, documents or SHOWN, known, unique):
-                target.write(f"{document}{language.separator}".encode())
-                target.flush()
-        return
-    idx, source, random = [file.vocab.encode(file.vocab.closest(text))], place(file, device), Random(seed)
     if sys.stdout is None and output is None:
         raise ChargptError("standard output is closed; pass --output")
-    sampling = Sampling(temperature, top_k, top_p, exact)
+    text, file, random = _read_prompt(prompt, prompt_file), read_model(model), Random(seed)
+    kind, sampling = str(file.params.get("documents")), Sampling(temperature, top_k, top_p, exact)
+    if documents or (kind in SEPARATORS and num_samples == 1):
+        language = LanguageModel(file)
+        known = _known_documents(kind, corpus) if new and kind in SEPARATORS else set()
+        drawn = language.documents(text, sampling, seed)
+        chosen = _chosen(drawn, documents or SHOWN, known, unique)
+        pieces: Iterator[str] = (f"{document}{language.separator}" for document in chosen)
+    else:
+        idx, source = [file.vocab.encode(file.vocab.closest(text))], place(file, device)
+        written = [stream(source, idx, max_tokens, sampling, random) for _ in range(num_samples)]
+        pieces = _headed(text, [until(map(file.vocab.decode, ids), stop or []) for ids in written])
     with nullcontext(sys.stdout.buffer) if output is None else atomic_write(output) as target:
-        for sample in range(num_samples):
-            head = ("\n" if sample else "") + f"=== sample {sample + 1} ===\n" if num_samples > 1 else ""
-            written = stream(source, idx, max_tokens, sampling, random)
-            shown = head + text  # not yet: a note about compiling comes first, and would follow it in a terminal
-            for piece in until(map(file.vocab.decode, written), stop or []):
-                target.write((shown + piece).encode())
-                target.flush()
-                shown = ""
-            target.write(f"{shown}\n".encode())
-        target.flush()
+        for piece in pieces:
+            target.write(piece.encode())
+            target.flush()
 
 
-def _known_documents(language: LanguageModel, corpus: Path | None) -> set[str]:
+def _headed(text: str, samples: Sequence[Iterator[str]]) -> Iterator[str]:
+    """Continuations of a text, with headings if there are several.
+
+    The text comes with the first piece of its continuation: a note about compiling comes before that, and would
+    otherwise follow it in a terminal.
+    """
+    for number, pieces in enumerate(samples, start=1):
+        shown = ("\n" if number > 1 else "") + f"=== sample {number} ===\n{text}" if len(samples) > 1 else text
+        for piece in pieces:
+            yield shown + piece
+            shown = ""
+        yield "\n"
+
+
+def _known_documents(kind: str, corpus: Path | None) -> set[str]:
     """The documents of a text, or of the project's corpus."""
-    from chargpt.text.documents import SEPARATORS, read_documents
+    from chargpt.text.documents import read_documents
 
     if corpus is None:
         from chargpt.project.params_file import load_params
 
         corpus = Path(load_params().corpus)
-    kind = next(kind for kind, separator in SEPARATORS.items() if separator == language.separator)
     return {document.strip("\n") for document in read_documents(corpus, kind)}
 
 
@@ -102,15 +104,15 @@ def _chosen(drawn: Iterator[str], count: int, known: set[str], unique: bool) -> 
     left_out, repeated, vain = 0, 0, 0
     while count and vain < TRIES:
         document = next(drawn)
-        vain += 1
-        if document in known:
-            left_out += 1
-        elif unique and document in written:
-            repeated += 1
-        else:
-            written.add(document) if unique else None
-            count, vain = count - 1, 0
-            yield document
+        left_out += document in known
+        repeated += document in written
+        if document in known or document in written:
+            vain += 1
+            continue
+        if unique:
+            written.add(document)
+        count, vain = count - 1, 0
+        yield document
     if known or unique:
         print(f"left out: {left_out} documents of the corpus, {repeated} repetitions", file=sys.stderr)
     if count:
@@ -123,11 +125,10 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         raise ChargptError("--prompt and --prompt-file are mutually exclusive; use one of them")
     if prompt_file is None and prompt != "-":
         return "\n" if prompt is None else prompt
+    with open_input(prompt_file or Path("-"), "pass the text with --prompt") as stream:
+        raw = stream.read()
     try:
-        raw = prompt_file.read_bytes() if prompt_file is not None else sys.stdin.buffer.read()
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except AttributeError:
-        raise ChargptError("standard input is closed; pass the text with --prompt") from None
     except UnicodeDecodeError as error:
         where = f"{prompt_file or 'standard input'}: byte {error.start}"
         raise ChargptError(f"{where} is not UTF-8 text; save the prompt as UTF-8") from None

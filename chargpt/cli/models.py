@@ -6,9 +6,11 @@ import json
 import re
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from chargpt.inference.facade import LanguageModel
     from chargpt.model.file import ModelFile
 
-EXPORTS = (".html", ".gguf", ".onnx")  # suffixes of exported files
-
 
 def read_model(model: Path) -> ModelFile:
     """Read a model file. If the pipeline's own model does not exist yet, the error says how to make it."""
@@ -36,11 +36,18 @@ def read_model(model: Path) -> ModelFile:
 
 def load(model: Path) -> LanguageModel:
     """Like `read_model`, for scoring."""
-    from chargpt.inference import facade
+    from chargpt.inference.facade import LanguageModel
 
-    if model == Path(MODEL):
-        require_outputs(MODEL)
-    return facade.load(model)
+    return LanguageModel(read_model(model))
+
+
+def open_input(file: Path, remedy: str = "give the path of a file") -> AbstractContextManager[BinaryIO]:
+    """A file to read, or standard input if its name is -; remedy: what to do if that is closed."""
+    if str(file) != "-":
+        return file.open("rb")
+    if sys.stdin is None:
+        raise ChargptError(f"standard input is closed; {remedy}")
+    return nullcontext(sys.stdin.buffer)
 
 
 def migrate(
@@ -89,33 +96,21 @@ def export(
 ) -> None:
     """Write a model for others: a directory for transformers, .html for a browser, .gguf for llama.cpp, .onnx."""
     refuse_own(output, model)
-    kind = output.suffix.lower()
-    if not output.is_dir() and kind not in EXPORTS and re.fullmatch(r"\.[a-z]\w*", kind):
-        raise ChargptError(
-            f"--output {output}: no such format; choose a name that ends in {', '.join(EXPORTS)}, or a directory"
-        )
-    file, remark = read_model(model), ""
-    if kind == ".onnx":
-        from chargpt.export.onnx import save_onnx
-
-        save_onnx(file, output)
-        print(f"wrote {output}; docs/engines.md shows how ONNX Runtime runs it")
-    elif kind == ".html":
-        from chargpt.export.play import save_page
-
-        save_page(file, output)
-        print(f"wrote {output}; open it in a browser")
-    elif kind == ".gguf":
-        from chargpt.export.gguf import save_gguf
-
-        remark = save_gguf(file, output)
-        gguf, modelfile = (shlex.quote(str(path)) for path in (output, output.with_suffix(".Modelfile")))
-        print(f"wrote {output}; run: llama-cli -m {gguf}, or: ollama create NAME -f {modelfile}")
-    else:
-        from chargpt.export import huggingface
-
-        remark = huggingface.export(file, output)
-        print(f"wrote {output}; load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+    kind, modelfile = output.suffix.lower(), output.parent / f"{output.stem}.Modelfile"
+    gguf, ollama = shlex.quote(str(output)), f"ollama create NAME -f {shlex.quote(str(modelfile))}"
+    formats = {
+        ".html": ("play.save_page", "open it in a browser"),
+        ".gguf": ("gguf.save_gguf", f"run: llama-cli -m {gguf}, or: {ollama}"),
+        ".onnx": ("onnx.save_onnx", "docs/engines.md shows how ONNX Runtime runs it"),
+    }
+    directory = ("huggingface.export", f"load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+    if not output.is_dir() and kind not in formats and re.fullmatch(r"\.[a-z]\w*", kind):
+        names = ", ".join(formats)
+        raise ChargptError(f"--output {output}: no such format; choose a name that ends in {names}, or a directory")
+    writer, use = formats.get(kind, directory)
+    module, save = writer.split(".")
+    remark = getattr(import_module(f"chargpt.export.{module}"), save)(read_model(model), output)
+    print(f"wrote {output}; {use}")
     if remark:
         print(f"note: {remark}", file=sys.stderr)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
-from chargpt.cli.models import load
+from chargpt.cli.models import load, open_input
 from chargpt.errors import ChargptError, escape
 from chargpt.paths import MODEL
 from chargpt.runtime.environment import limit_threads
@@ -39,38 +39,32 @@ def score(
     if total and (chars or baseline or above is not None):
         raise ChargptError("--total shows whole files; leave --chars, --above and --baseline out")
     limit_threads()
-    language, head = load(model), format == "tsv"
-    bad: list[int] = []
-    normal = (
-        sorted(row["bits"] for rows in _score_lines(language, baseline, after, bad) for row in rows) if baseline else []
-    )
-    if baseline and not normal:
-        raise ChargptError(f"{baseline}: no lines; --baseline takes a text of normal lines")
+    language, bad, normal = load(model), list[int](), list[float]()
+
+    def rows(file: Path) -> Iterator[Row]:
+        for line, text, sums in _score_lines(language, file, after, bad):
+            if above is not None and sums["bits"] <= above:
+                continue
+            if chars:
+                yield from _characters(language, line, text, after)
+                continue
+            if normal:
+                sums["percentile"] = round(100 * bisect_left(normal, sums["bits"]) / len(normal), 2)
+            yield sums | {"text": text}
+
+    if baseline:
+        normal += sorted(sums["bits"] for _, _, sums in _score_lines(language, baseline, after, bad))
+        if not normal:
+            raise ChargptError(f"{baseline}: no lines; --baseline takes a text of normal lines")
+    head = format == "tsv"
     for file in files or [Path("-")]:
-        blocks = iter([[_score_file(language, file, after)]]) if total else _score_lines(language, file, after, bad)
-        for rows in blocks:
-            for row in rows:
-                if above is not None and row["bits"] <= above:
-                    continue
-                if normal:
-                    row = _with_percentile(row, normal)
-                line = row.pop("line", 0)
-                for shown in _characters(language, line, row["text"], after) if chars else [row]:
-                    if head:
-                        print("\t".join(shown))
-                        head = False
-                    print(_as_text(shown, format))
-            sys.stdout.flush()
+        for row in [_score_file(language, file, after)] if total else rows(file):
+            if head:
+                print("\t".join(row))
+                head = False
+            print(_as_text(row, format), flush=total)
     if bad:
         raise ChargptError(f"{len(bad)} lines are not UTF-8, and were left out")
-
-
-def _open(file: Path) -> AbstractContextManager[BinaryIO]:
-    if str(file) != "-":
-        return file.open("rb")
-    if sys.stdin is None:
-        raise ChargptError("standard input is closed; give the path of a file")
-    return nullcontext(sys.stdin.buffer)
 
 
 def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
@@ -86,10 +80,10 @@ def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
         yield [b"".join(parts)]
 
 
-def _score_lines(language: LanguageModel, file: Path, after: str, bad: list[int]) -> Iterator[list[Row]]:
-    """A list of rows for each list of `_lines`. Lines that are not UTF-8 are reported, and added to `bad`."""
+def _score_lines(language: LanguageModel, file: Path, after: str, bad: list[int]) -> Iterator[tuple[int, str, Row]]:
+    """Each line: its number, its text, and its columns. Lines that are not UTF-8 are reported, and added to `bad`."""
     number = 0
-    with _open(file) as stream:
+    with open_input(file) as stream:
         for block in _lines(stream):
             texts = {}
             for line in block:
@@ -100,40 +94,32 @@ def _score_lines(language: LanguageModel, file: Path, after: str, bad: list[int]
                     print(f"{escape(file)}: line {number}: byte {error.start} is not UTF-8; left out", file=sys.stderr)
                     bad.append(number)
             scores = language.score(list(texts.values()), after)
-            columns = (scores.bits.tolist(), scores.lengths.tolist(), scores.unknown.tolist())
-            found = zip(texts.items(), *columns, strict=True)
-            yield [{"line": number} | _row(*sums) | {"text": text} for (number, text), *sums in found]
+            columns = map(_columns, scores.bits.tolist(), scores.lengths.tolist(), scores.unknown.tolist())
+            yield from zip(texts.keys(), texts.values(), columns, strict=True)
+            print(end="", flush=True)  # the next line of a stream may be far
 
 
 def _score_file(language: LanguageModel, file: Path, after: str) -> Row:
     """The row of a whole file, read in pieces that end where a window does: as one text, in constant memory."""
     from chargpt.inference.sampling import kept_characters
 
-    size, kept = language.config.block_size, kept_characters(language.config)
-    step, bits, lengths, unknown = WINDOWS * (size + 1 - kept), 0.0, 0, 0
-    with _open(file) as stream:
+    kept = kept_characters(language.config)
+    step, sums = WINDOWS * (language.config.block_size + 1 - kept), [0.0, 0, 0]
+    with open_input(file) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig")
         try:
-            while piece := text.read(step if lengths else step + kept - 1):
+            while piece := text.read(step if sums[1] else step + kept - 1):
                 scores = language.score(piece, after)
-                bits, lengths = bits + scores.bits[0], lengths + int(scores.lengths[0])
-                unknown, after = unknown + int(scores.unknown[0]), piece[-kept:]
+                found = (scores.bits, scores.lengths, scores.unknown)
+                sums, after = [a + b.item() for a, b in zip(sums, found, strict=True)], piece[-kept:]
         except UnicodeDecodeError:
             raise ChargptError(f"{file}: not UTF-8; save the text as UTF-8") from None
-    return _row(float(bits), lengths, unknown) | {"file": str(file)}
+    return _columns(*sums) | {"file": str(file)}
 
 
-def _row(bits: float, characters: int, unknown: int) -> Row:
+def _columns(bits: float, characters: float, unknown: float) -> Row:
     per_char = round(bits / max(1, characters), 4)
     return {"bits": round(bits, 4), "bits_per_char": per_char, "characters": characters, "unknown": unknown}
-
-
-def _with_percentile(row: Row, normal: list[float]) -> Row:
-    """The row with the percentage of the normal lines that are less surprising, before its text."""
-    from bisect import bisect_left
-
-    text = row.pop("text")
-    return row | {"percentile": round(100 * bisect_left(normal, row["bits"]) / len(normal), 2), "text": text}
 
 
 def _characters(language: LanguageModel, line: int, text: str, after: str) -> Iterator[Row]:
@@ -145,6 +131,5 @@ def _characters(language: LanguageModel, line: int, text: str, after: str) -> It
 def _as_text(row: Row, format: str) -> str:
     """A row as JSON or with tabs; characters that do not print are escaped, so it is one line."""
     if format == "jsonl":
-        text = json.dumps(row, ensure_ascii=False)
-        return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(row, ensure_ascii=False))
     return "\t".join("" if value is None else escape(value, len(str(value))) for value in row.values())

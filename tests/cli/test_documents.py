@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from chargpt.cli.generate import generate
+from chargpt.errors import ChargptError
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import save_model
 from chargpt.text.vocab import Vocab
@@ -40,6 +43,13 @@ def test_documents_may_be_new_and_unique(folder: Path) -> None:
 
 def test_a_model_of_one_text_has_no_documents(folder: Path) -> None:
     save_model(folder / "m.safetensors", random_model(GPTConfig(3, 8, 1, 1, 4)), Vocab("\nab"), {})
-    done = chargpt(*MODEL, "--documents", "7", cwd=folder)
+    done = chargpt(*MODEL, "--documents", "7", "--new", "--corpus", "m.safetensors", cwd=folder)
     assert done.returncode == 1
     assert done.stderr == "error: this model was trained on one text; for documents, train with -S documents=lines\n"
+
+
+@pytest.mark.parametrize("documents", [None, 5])
+def test_a_closed_output_is_an_error(folder: Path, documents: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(ChargptError, match="standard output is closed; pass --output"):
+        generate(model=folder / "m.safetensors", documents=documents)
