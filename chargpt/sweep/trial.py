@@ -25,6 +25,7 @@ from chargpt.sweep.plan import record
 from chargpt.sweep.study import STOP, Sweep, locked, next_trial
 
 POLL_S = 1.0  # seconds between looks at the curve and for a request to stop
+PAUSES = (1, 4, 16)  # seconds between attempts to push, because a network may fail for a moment
 ORIGIN = "origin"  # the git remote
 CHECKPOINTS = ".checkpoints"  # suffix of the directory beside a clone that keeps them
 LOCAL = ".dvc/config.local"
@@ -163,7 +164,14 @@ def _push(sweep: Sweep, name: str, folder: Path, log: Path) -> None:
     """Send an experiment to origin. Raises ChargptError if it does not arrive."""
     git("remote", "set-url", ORIGIN, origin(sweep.home), folder=folder)
     with locked(sweep.folder / "push.lock"):  # git refuses a push while another one changes the same references
-        _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
+        for pause in (*PAUSES, None):
+            try:
+                _run([*DVC, "exp", "push", ORIGIN, name], folder, log)
+                break
+            except ChargptError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
     # DVC is content if there is another experiment of this name
     there = git("ls-remote", ORIGIN, f"refs/exps/*/*/{name}", folder=folder)
     if experiment_commit(sweep, name, folder) not in there.split():

@@ -25,15 +25,16 @@ pytestmark = pytest.mark.system
 TWO, ONE = "torchrun --standalone --nproc-per-node 2", "python"
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["whole", "lines"])
+def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A directory with the code and a prepared text, and no DVC."""
     folder = tmp_path_factory.mktemp("prepared")
     for name in ("chargpt", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "mine.txt").write_text(TEXT)
-    write_params(folder / "params.yaml", corpus="mine.txt", max_iters=60, eval_interval=20, dtype="float32")
+    write_params(folder / "params.yaml", corpus="mine.txt", documents=request.param, max_iters=60)
+    set_value(folder / "params.yaml", eval_interval=20, dtype="float32")
     subprocess.run([sys.executable, "-m", "stages", "prepare"], cwd=folder, check=True, capture_output=True)
     return folder
 

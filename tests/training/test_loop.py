@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ from chargpt.model.config import GPTConfig
 from chargpt.model.gpt import GPT
 from chargpt.params import Params
 from chargpt.project.params_file import load_params
+from chargpt.text.documents import Documents
 from chargpt.text.tokens import training_batch
 from chargpt.training import loop
 from chargpt.training.checkpoint import CheckpointStore
@@ -60,7 +62,13 @@ class Listener:
 def start(params: Params, listener: Listener | None = None, model: GPT | None = None, **options: Any) -> Trainer:
     listener = listener or Listener()
     model = model or new_model(params, 11)
-    return Trainer(model, TRAIN, VAL, params, report=listener, should_stop=listener.should_stop, **options)
+    parts = (TRAIN, VAL) if params.documents == "whole" else (documents(TRAIN), documents(VAL))
+    return Trainer(model, *parts, params, report=listener, should_stop=listener.should_stop, **options)
+
+
+def documents(ids: NDArray[np.uint8]) -> Documents:
+    """Documents of 1 to 19 characters."""
+    return Documents(ids, np.unique(np.append(np.cumsum(np.arange(1, 20)) + 1, len(ids))))
 
 
 def run(params: Params, **options: Any) -> tuple[GPT, list[Row]]:
@@ -186,9 +194,9 @@ def test_only_rank_0_reports_and_saves(tmp_path: Path) -> None:
     assert not store.path.exists()
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_stopped_at_any_step_it_ends_with_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
-    params = params_with(tmp_path, optimizer=optimizer, dropout=0.2, lr=0.3, max_iters=7, eval_interval=5)
+@pytest.mark.parametrize("change", [{"optimizer": "muon"}, {"optimizer": "adamw"}, {"documents": "lines"}])
+def test_stopped_at_any_step_it_ends_with_the_same_bytes(tmp_path: Path, change: dict[str, str]) -> None:
+    params = params_with(tmp_path, dropout=0.2, lr=0.3, max_iters=7, eval_interval=5, **change)
     whole, rows = run(params)
     for step in range(8):
         store = CheckpointStore(tmp_path / "checkpoints", {"step": str(step)})
