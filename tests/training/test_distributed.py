@@ -33,8 +33,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "mine.txt").write_text(TEXT)
-    write_params(folder / "params.yaml", corpus="mine.txt", documents=request.param, max_iters=60)
-    set_value(folder / "params.yaml", eval_interval=20, dtype="float32")
+    write_params(folder / "params.yaml", corpus="mine.txt", documents=request.param)
+    set_value(folder / "params.yaml", max_iters=60, eval_interval=20, dtype="float32")
     subprocess.run([sys.executable, "-m", "stages", "prepare"], cwd=folder, check=True, capture_output=True)
     return folder
 
