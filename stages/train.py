@@ -20,7 +20,7 @@ from chargpt.training.inputs import check_unchanged, read_inputs, training_value
 from chargpt.training.loop import Trainer
 from chargpt.training.processes import ProcessGroup
 from chargpt.training.schedule import resolve
-from chargpt.training.start import continued_model, known_share, new_model
+from chargpt.training.start import continued_model, new_model, surprise
 
 if TYPE_CHECKING:
     from chargpt.params import Params
@@ -48,8 +48,8 @@ def main(
         vocab = Vocab.load(VOCAB)
         train_ids, val_ids = read_tokens(TOKENS, vocab)
         source = read_source(params, vocab)
-        known = known_share(train_ids, vocab, source.vocab) if source else 0.0
-        chosen = resolve(params, len(train_ids), known, source.config if source else None)
+        bits = surprise(source, params, vocab, train_ids) if source else 0.0
+        chosen = resolve(params, len(train_ids), bits, source.config if source else None)
         inputs = before | read_inputs(chosen, group, {})
         store = CheckpointStore(checkpoints, inputs, report=report, **saving) if checkpoints else None
 

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 # characters to train on: fewer need small steps; more need no base; and how many are read at most, in all epochs
 SHORT, LONG, MOST = 300_000, 1_000_000, 1500 * 24 * 128
+FAMILIAR, FOREIGN, STRANGE = 2.3, 4.0, 7.0  # bits per character, before training: small steps, large ones, and no base
 TUNED = ((50_000, 512, 3), (500_000, 1024, 4), (math.inf, 2048, 3))  # from a model: below, characters a step, epochs
 
 
-def resolve(params: Params, characters: int, known: float, source: GPTConfig | None = None) -> Params:
+def resolve(params: Params, characters: int, bits: float, source: GPTConfig | None = None) -> Params:
     """The parameters with a value in place of each `auto`. Other values stay, and those that follow from them fit.
 
-    characters: to train on. known: the share of them that the model file knows which `init` names, from 0 to 1.
+    characters: to train on. bits: how foreign they are to the model file that `init` names, per character.
     source: the architecture in that file, whose sizes a model takes that starts from it; None if there is no file.
     """
     values: dict[str, Any] = {}
@@ -32,7 +33,7 @@ def resolve(params: Params, characters: int, known: float, source: GPTConfig | N
 
     sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128}
     fits = source and all(getattr(params, key) in ("auto", getattr(source, key)) for key in list(sizes)[:3])
-    init = choose("init", "base" if fits and characters < LONG and known > 0.5 else "scratch")
+    init = choose("init", "base" if fits and characters < LONG and bits < STRANGE else "scratch")
     if source and init != "scratch":
         sizes = {key: getattr(source, key) for key in sizes}
     sizes["block_size"] = min(sizes["block_size"], characters - 1)
@@ -42,8 +43,8 @@ def resolve(params: Params, characters: int, known: float, source: GPTConfig | N
     documents = params.documents != "whole"
     if init not in ("scratch", "migrated"):  # few passes, in small steps: the model forgets what it knew
         batch, epochs = next((b, e) for n, b, e in TUNED if characters < n)
-        lr = 0.003 * (characters / 12_000) ** 0.25 if documents else 0.001 * (characters / 18_000) ** 0.48
-        lr = min(max(0.0005, lr), 0.01)
+        foreign = 1.0 if documents else min(max((bits - FAMILIAR) / (FOREIGN - FAMILIAR), 0), 1)
+        lr = 0.001 * 3**foreign * (characters / 18_000) ** 0.15
     elif documents:
         batch, epochs, lr, dropout = 3072, 18, 0.012, 0.1
     elif characters < SHORT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from chargpt.errors import ChargptError
+from chargpt.evaluation.loss import evaluate
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import ModelFile
 from chargpt.model.gpt import GPT
-from chargpt.text.tokens import Split, count_ids
+from chargpt.text.documents import Documents
+from chargpt.text.tokens import Split
 from chargpt.text.vocab import Vocab
 
 if TYPE_CHECKING:
     from chargpt.params import Params
+
+BEGINNING = 8192  # characters of a text that show how foreign it is
 
 
 def new_model(params: Params, vocab_size: int) -> GPT:
@@ -59,9 +64,14 @@ def continued_model(source: ModelFile, params: Params, vocab: Vocab) -> GPT:
     return model
 
 
-def known_share(ids: Split, vocab: Vocab, known: Vocab) -> float:
-    """The share of a text's characters that another vocabulary has, from 0 to 1. ids: N >= 1, by `vocab`."""
-    return float(count_ids(ids, len(vocab))[match(vocab, known) >= 0].sum() / len(ids))
+def surprise(source: ModelFile, params: Params, vocab: Vocab, ids: Split) -> float:
+    """How foreign a text is to the model in a file: bits per character of its beginning, before any training.
+
+    ids: N >= 2, by `vocab`.
+    """
+    sizes = {name: getattr(source.config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    model = continued_model(source, params.model_copy(update=sizes | {"dropout": 0.0}), vocab)
+    return evaluate(model, (ids.ids if isinstance(ids, Documents) else ids)[:BEGINNING]) / math.log(2)
 
 
 def match(vocab: Vocab, known: Vocab) -> NDArray[np.int64]:

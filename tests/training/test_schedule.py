@@ -44,14 +44,14 @@ def auto(**changes: Any) -> Params:
 
 
 def test_the_default_recipe_of_tiny_shakespeare() -> None:
-    chosen = resolve(auto(), SHAKESPEARE, 1.0, BASE)
+    chosen = resolve(auto(), SHAKESPEARE, 2.2, BASE)
     assert dict(chosen).items() >= (SCRATCH | {"init": "scratch"}).items()
 
 
 @pytest.mark.parametrize("init", ["auto", "scratch", "base", "migrated", "models/x"])
 @pytest.mark.parametrize("characters", [2, 100, 5_000, 20_000, 200_000, 2_000_000, 100_000_000])
 def test_every_text_gets_a_recipe_that_fits(characters: int, init: str) -> None:
-    chosen = resolve(auto(init=init), characters, 1.0, None if init == "scratch" else BASE)
+    chosen = resolve(auto(init=init), characters, 2.5, None if init == "scratch" else BASE)
     assert {key for key, value in chosen if value == "auto"} == {"device", "dtype", "dialect"}
     assert chosen.block_size < characters and chosen.warmup_iters <= chosen.max_iters
     assert 1 <= chosen.eval_interval <= chosen.max_iters
@@ -60,13 +60,19 @@ def test_every_text_gets_a_recipe_that_fits(characters: int, init: str) -> None:
 
 
 def test_given_values_win_and_the_others_follow_them() -> None:
-    chosen = resolve(auto(max_iters=20, batch_size=3, n_embd=96), 20_000, 1.0, BASE)
+    chosen = resolve(auto(max_iters=20, batch_size=3, n_embd=96), 20_000, 2.2, BASE)
     assert (chosen.max_iters, chosen.batch_size, chosen.n_embd) == (20, 3, 96)
     assert chosen.init == "scratch", "the base is not 96 wide"
     assert chosen.eval_interval == 4 and chosen.warmup_iters <= 20
     assert resolve(chosen, 5, 0.0) == chosen
 
 
-def test_the_base_is_for_short_texts_in_characters_that_it_knows() -> None:
-    inits = [resolve(auto(), *about, BASE).init for about in ((20_000, 0.99), (20_000, 0.2), (5_000_000, 0.99))]
+def test_the_base_is_for_short_texts_that_are_not_too_foreign() -> None:
+    inits = [resolve(auto(), *about, BASE).init for about in ((20_000, 2.2), (20_000, 12.0), (5_000_000, 2.2))]
     assert inits == ["base", "scratch", "scratch"]
+
+
+def test_a_foreign_or_a_long_text_gets_a_higher_rate() -> None:
+    texts = ((18_000, 2.0), (18_000, 2.3), (18_000, 3.15), (18_000, 4.0), (18_000, 5.0), (900_000, 2.0))
+    rates = [resolve(auto(init="base"), *text, BASE).lr for text in texts]
+    assert rates == [0.001, 0.001, 0.0017, 0.003, 0.003, 0.0018]

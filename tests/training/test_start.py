@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from chargpt.errors import ChargptError
 from chargpt.evaluation.loss import evaluate
 from chargpt.model.config import GPTConfig
 from chargpt.params import Params
+from chargpt.text.documents import Documents
 from chargpt.text.vocab import Vocab
-from chargpt.training.start import continued_model, known_share, new_model
+from chargpt.training.start import continued_model, new_model, surprise
 from tests.conftest import model_file, random_model
 from tests.training.test_loop import VAL, params_with, run
 
@@ -63,9 +65,19 @@ def test_rows_are_matched_by_character(toy_params: Params) -> None:
         torch.testing.assert_close(model.wte.weight[new], source.wte.weight[both].mean(0))
         torch.testing.assert_close(model.lm_head.weight[new], source.lm_head.weight[both].mean(0))
         assert model.lm_head.bias[new] == source.lm_head.bias[both].min()
-    assert known_share(np.array([0, 1, 1, 7], np.uint8), vocab, ELEVEN) == 0.5
     nothing = continued_model(model_file(source, ELEVEN), toy_params, Vocab("YZ"))
     torch.testing.assert_close(nothing.wte.weight[1], source.wte.weight.mean(0))
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_text_is_as_foreign_as_its_beginning_is_surprising(toy_params: Params, documents: bool) -> None:
+    """To the model in the file, whatever the parameters of the training."""
+    source = random_model(GPTConfig(11, 8, 1, 2, 8))
+    ids = np.resize(VAL, 9000)
+    text = Documents(ids, np.array([4, 9000])) if documents else ids
+    params = toy_params.model_copy(update=dict.fromkeys(("n_layer", "n_embd", "block_size", "dropout"), "auto"))
+    expected = evaluate(source, ids[:8192]) / math.log(2)
+    assert surprise(model_file(source, ELEVEN), params, ELEVEN, text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
