@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # characters to train on: fewer need small steps; more need no base; and how many are read at most, in all epochs
 SHORT, LONG, MOST = 300_000, 1_000_000, 1500 * 24 * 128
-FAMILIAR, FOREIGN, STRANGE = 2.3, 4.0, 7.0  # bits per character, before training: small steps, large ones, and no base
+FAMILIAR, FOREIGN = 2.3, 4.0  # bits per character, before training: up to the first small steps, from the second large
 TUNED = ((50_000, 512, 3), (500_000, 1024, 4), (math.inf, 2048, 3))  # from a model: below, characters a step, epochs
 
 
@@ -33,7 +33,7 @@ def resolve(params: Params, characters: int, bits: float, source: GPTConfig | No
 
     sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128}
     fits = source and all(getattr(params, key) in ("auto", getattr(source, key)) for key in list(sizes)[:3])
-    init = choose("init", "base" if fits and characters < LONG and bits < STRANGE else "scratch")
+    init = choose("init", "base" if fits and characters < LONG else "scratch")
     if source and init != "scratch":
         sizes = {key: getattr(source, key) for key in sizes}
     sizes["block_size"] = min(sizes["block_size"], characters - 1)
