@@ -113,7 +113,7 @@ def choose(
     top_p: float | None = None,
 ) -> np.ndarray:
     """Draw one id per row, as `generate` does."""
-    return kernel.choose(logits, uniform, *Sampling(temperature, top_k, top_p).choice(logits.shape[1]))
+    return kernel.draw(logits, uniform, Sampling(temperature, top_k, top_p).choice(logits.shape[1]))
 
 
 # no deadlines: a slow example on a busy machine is not a failure

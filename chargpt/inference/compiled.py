@@ -7,11 +7,12 @@ import logging
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import caching, event, serialize
+from numba.core import caching, serialize
 
 from chargpt.errors import ChargptError
 
@@ -23,6 +24,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # What the compiler may do so that sums and products run in vector registers: change their order, and join a product and
 # a sum. It may not assume that numbers are finite.
 FAST_MATH = {"reassoc", "contract", "nsz"}
+
+# for functions that only compiled functions call, and that become part of them
+inlined: Callable[[Function], Function] = numba.njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")
+# likewise, but sums are computed in the order that is written
+inlined_in_order: Callable[[Function], Function] = numba.njit(
+    nogil=True, fastmath=FAST_MATH - {"reassoc"}, error_model="numpy"
+)
 
 
 class ByContent(caching.UserWideCacheLocator):  # type: ignore[misc]
@@ -62,52 +70,36 @@ class Cache(caching.FunctionCache):  # type: ignore[misc]
 
     _impl_class = Files
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        with suppress(RuntimeError):  # no directory can be written: then each use below raises AttributeError
+            super().__init__(function)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code for these types, or None."""
+        found = None
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:  # damaged files raise errors of many types
-            with suppress(OSError):
+            with suppress(OSError, AttributeError):
                 self.flush()
-            return None
+        if found is None:
+            announce()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for these types, if there is disk space."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
             super().save_overload(sig, data)
+
+
+@cache
+def announce() -> None:
+    """Report that the code is being compiled, which takes seconds."""
+    logging.getLogger(__name__).warning("compiling the generator for this machine, once: some 5 seconds")
 
 
 def compiled(function: Function) -> Function:
     """Decorator: the function as machine code, for callers in Python. It is compiled at its first call, or loaded."""
     made = inlined(function)
-    with suppress(RuntimeError):  # raised where no directory can be written
-        made._cache = Cache(function)  # type: ignore[attr-defined]
-    _OWN.add(made)
+    made._cache = Cache(function)  # type: ignore[attr-defined]
     return made
-
-
-def inlined(function: Function) -> Function:
-    """Decorator: a function that only compiled functions call; it becomes part of them."""
-    return numba.njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
-
-
-def inlined_in_order(function: Function) -> Function:
-    """Decorator: like `inlined`, but sums are computed in the order that is written."""
-    return numba.njit(nogil=True, fastmath=FAST_MATH - {"reassoc"}, error_model="numpy")(function)
-
-
-_OWN: set[Any] = set()
-
-
-class _Announcer(event.Listener):  # type: ignore[misc]
-    """Reports that the code is being compiled, which takes seconds."""
-
-    def on_start(self, happening: event.Event) -> None:
-        if happening.data["dispatcher"] in _OWN:
-            logging.getLogger(__name__).warning("compiling the generator for this machine, once: some 5 seconds")
-
-    def on_end(self, happening: event.Event) -> None:
-        pass
-
-
-event.register("numba:compile", _Announcer())

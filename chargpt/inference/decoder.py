@@ -5,15 +5,16 @@ On a CPU, torch, which takes seconds to load, is not needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Union
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
 from numba import config as numba_config
 from numpy.typing import NDArray
 
-from chargpt.inference.kernel import Cache, Floats, Weights, choose, extend, new_cache, prepare
+from chargpt.inference.kernel import Cache, Floats, Weights, draw, extend, new_cache, prepare
 from chargpt.model.config import GPTConfig
 from chargpt.model.file import ModelFile
 
@@ -36,17 +37,6 @@ Model = Union["GPT", ModelFile, PackedModel]
 Choice = tuple[float, int, float]  # temperature, top_k and top_p, as `kernel.draw` takes them
 
 
-class Decoder(Protocol):
-    """Reads a batch of texts of equal length, and chooses the next characters of each."""
-
-    def extend(self, unread: IDS, start: int, uniform: NDArray[np.float64], choice: Choice) -> IDS:
-        """Read unread (B, S) at positions start, start + 1, ... after the `start` characters read before.
-
-        Then choose a character of each text and read it, for each row of uniform (n, B). The last choices are not read.
-        Returns the choices, (n, B); -1 where a prediction is not finite.
-        """
-
-
 def place(model: ModelFile, device: str) -> Model:
     """The model for a value of `device` in params.yaml, prepared as by `pack`.
 
@@ -67,17 +57,14 @@ def pack(model: Model) -> GPT | PackedModel:
 
     A model on another device than the CPU is returned as it is.
     """
-    if isinstance(model, PackedModel):
+    if isinstance(model, PackedModel) or (not isinstance(model, ModelFile) and model.wte.weight.device.type != "cpu"):
         return model
-    if isinstance(model, ModelFile):
-        return PackedModel(model.config, prepare(model.config, model.weights))
-    if model.wte.weight.device.type == "cpu":
-        return PackedModel(model.config, prepare(model.config, model.arrays()))
-    return model
+    weights = model.weights if isinstance(model, ModelFile) else model.arrays()
+    return PackedModel(model.config, prepare(model.config, weights))
 
 
-def make_decoder(model: Model, batch_size: int) -> Decoder:
-    """The decoder for the model's device."""
+def make_decoder(model: Model, batch_size: int) -> TorchDecoder | CompiledDecoder:
+    """The decoder for the model's device: reads a batch of texts of equal length, and chooses what follows each."""
     packed = pack(model)
     return CompiledDecoder(packed, batch_size) if isinstance(packed, PackedModel) else TorchDecoder(packed, batch_size)
 
@@ -92,12 +79,11 @@ class TorchDecoder:
         self.cache = KVCache(model, batch_size)
 
     def extend(self, unread: IDS, start: int, uniform: NDArray[np.float64], choice: Choice) -> IDS:
+        """Like `CompiledDecoder.extend`."""
         chosen, self.cache.length = np.empty(uniform.shape, np.int64), start
         for step, numbers in enumerate(uniform):
-            chosen[step] = choose(self.read(unread), numbers, *choice)
-            if chosen[step].min() < 0:
-                return chosen[: step + 1]
-            unread = chosen[step][:, None]
+            chosen[step] = draw(self.read(unread), numbers, choice)
+            unread = chosen[step][:, None].clip(0)  # after -1, anything will do
         return chosen
 
     def read(self, idx: IDS) -> Floats:
@@ -116,17 +102,26 @@ class CompiledDecoder:
     """Runs compiled loops on packed weights. Threads share the texts, a few texts at a time."""
 
     def __init__(self, model: PackedModel, batch_size: int) -> None:
-        self.weights, self.relu = model.weights, model.config.activation == "relu"
-        threads = numba_config.NUMBA_NUM_THREADS
+        self.weights, threads = model.weights, numba_config.NUMBA_NUM_THREADS
         rows = min(ROWS, -(-batch_size // threads))
         self.parts = [slice(first, min(first + rows, batch_size)) for first in range(0, batch_size, rows)]
         self.caches = [new_cache(model.config, part.stop - part.start) for part in self.parts]
         self.pool = ThreadPoolExecutor(min(threads, len(self.parts))) if len(self.parts) > 1 else None
 
     def extend(self, unread: IDS, start: int, uniform: NDArray[np.float64], choice: Choice) -> IDS:
+        """Read unread (B, S) at positions start, start + 1, ... after the `start` characters read before.
+
+        Then choose a character of each text and read it, for each row of uniform (n, B). The last choices are not read.
+        Returns the choices, (n, B); -1 where a prediction is not finite.
+        """
+
         def work(part: slice, cache: Cache) -> IDS:
             texts, numbers = np.ascontiguousarray(unread[part]), np.ascontiguousarray(uniform[:, part])
-            return extend(self.weights, self.relu, cache, texts, start, numbers, *choice)
+            return extend(self.weights, cache, texts, start, numbers, choice)
 
+        return self.each_part(work)
+
+    def each_part(self, work: Callable[[slice, Cache], IDS]) -> IDS:
+        """What work(part of the batch, its cache) returns, (n, rows of the part) each, side by side."""
         run = map if self.pool is None else self.pool.map
         return np.concatenate(list(run(work, self.parts, self.caches)), axis=1)

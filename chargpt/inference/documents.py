@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import config as numba_config
 
 from chargpt.errors import ChargptError
-from chargpt.inference.decoder import IDS, ROWS, PackedModel
-from chargpt.inference.kernel import PENDING, Cache, new_cache, write
+from chargpt.inference.decoder import IDS, CompiledDecoder, PackedModel
+from chargpt.inference.kernel import PENDING, Cache, write
 from chargpt.inference.sampling import NOT_FINITE, Random, Sampling, kept_characters
 
 BATCH = 64  # documents that are written at once
@@ -25,37 +24,33 @@ def write_documents(model: PackedModel, prompt: IDS, end: IDS, sampling: Samplin
     end first. The same state of `random` gives the same documents. Raises ChargptError if the prompt does not fit the
     context, if a document does not end, or if a prediction is not finite.
     """
-    config = model.config
-    if len(prompt) > config.block_size:
-        raise ChargptError(f"the prompt has {len(prompt)} characters with its line break; at most {config.block_size}")
+    config, start, decoder = model.config, prompt.tolist(), CompiledDecoder(model, BATCH)
+    if len(start) > config.block_size:
+        raise ChargptError(f"the prompt has {len(start)} characters with its line break; at most {config.block_size}")
     choice, kept, rows = sampling.choice(config.vocab_size), kept_characters(config), random.split(BATCH)
     texts = np.zeros((BATCH, config.block_size), np.int64)
-    texts[:, : len(prompt)] = prompt
-    given, at = np.full(BATCH, len(prompt)), np.zeros(BATCH, np.int64)
-    parts = [slice(first, first + ROWS) for first in range(0, BATCH, ROWS)]
-    caches = [new_cache(config, ROWS) for _ in parts]
+    texts[:, : len(start)] = prompt
+    given, at = np.full(BATCH, len(start)), np.zeros(BATCH, np.int64)
 
     def work(part: slice, cache: Cache) -> IDS:
         numbers = np.stack([row.numbers(STEPS) for row in rows[part]], axis=1)
-        relu, state = config.activation == "relu", (texts[part], given[part], at[part])
-        return write(model.weights, relu, cache, *state, prompt, end, kept, numbers, *choice)
+        return write(model.weights, cache, texts[part], given[part], at[part], prompt, end, kept, numbers, choice)
 
-    numbers_of, begun = list(range(BATCH)), BATCH  # the number of each row's document, and how many have begun
-    written: list[list[int]] = [[] for _ in range(BATCH)]
-    ended: dict[int, IDS] = {}
-    following = 0
-    with ThreadPoolExecutor(numba_config.NUMBA_NUM_THREADS) as pool:
-        while True:
-            for chosen in np.concatenate(list(pool.map(work, parts, caches)), axis=1).tolist():
-                for row, i in enumerate(chosen):
-                    if i == PENDING:
-                        continue
-                    written[row].append(i)
-                    if i < 0 or len(written[row]) > LONGEST:
-                        raise ChargptError(NOT_FINITE if i < 0 else f"no document ended within {LONGEST} characters")
-                    if [*prompt, *written[row]][-len(end) :] == end.tolist():
-                        ended[numbers_of[row]] = np.array(written[row])
-                        written[row], numbers_of[row], begun = [], begun, begun + 1
-            while following in ended:
-                yield ended.pop(following)
-                following += 1
+    def has_ended(document: list[int]) -> bool:
+        return len(document) > len(start) and document[-len(end) :] == end.tolist()
+
+    current = [list(start) for _ in range(BATCH)]  # the document of each row
+    begun = deque(current)  # those that are not yielded yet
+    while True:
+        for chosen in decoder.each_part(work).tolist():
+            for row, i in enumerate(chosen):
+                if i == PENDING:
+                    continue
+                current[row].append(i)
+                if i < 0 or len(current[row]) > LONGEST + len(start):
+                    raise ChargptError(NOT_FINITE if i < 0 else f"no document ended within {LONGEST} characters")
+                if has_ended(current[row]):
+                    current[row] = list(start)
+                    begun.append(current[row])
+        while has_ended(begun[0]):
+            yield np.array(begun.popleft()[len(start) :])

@@ -41,12 +41,11 @@ class Scores:
     bits: NDArray[np.float64]
     lengths: NDArray[np.int64]
     unknown: NDArray[np.int64]
-    _all: NDArray[np.float64]
+    _chars: list[NDArray[np.float64]]
 
     def chars(self, i: int) -> NDArray[np.float64]:
         """The bits of each character of text i, (lengths[i],) float64."""
-        first = int(self.lengths[:i].sum())
-        return self._all[first : first + int(self.lengths[i])]
+        return self._chars[i]
 
 
 class Prediction(NamedTuple):
@@ -130,31 +129,27 @@ class LanguageModel:
         A character that the model does not know has `Vocab.unknown_bits`. Raises ChargptError for an empty `after`.
         """
         texts = [self.vocab.closest(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        start = self._start(after)
-        lengths = np.array([len(text) for text in texts], np.int64)
+        lengths, start = np.array([len(text) for text in texts], np.int64), self._start(after)
         ids, unknown = self.vocab.encode_known("".join(texts), self.neutral)
-        ends = np.cumsum(lengths)
-        parts = [slice(end - length, end) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
-        bits, place = np.empty(len(ids)), 0
-        for piece in losses(self.model, (np.concatenate([start, ids[part]]) for part in parts), len(start)):
-            bits[place : place + len(piece.nats)] = piece.nats / math.log(2)
-            place += len(piece.nats)
+        ends = np.cumsum(lengths)[:-1]
+        pieces = losses(self.model, (np.concatenate([start, part]) for part in np.split(ids, ends)), len(start))
+        bits = np.concatenate([np.empty(0), *(nats for nats, _ in pieces)]) / math.log(2)
         bits[unknown] = self.vocab.unknown_bits
-        sums = np.array([bits[part].sum() for part in parts])
-        return Scores(sums, lengths, np.array([unknown[part].sum() for part in parts], np.int64), bits)
+        chars, strange = np.split(bits, ends)[: len(texts)], np.split(unknown, ends)[: len(texts)]
+        sums, counts = np.array([text.sum() for text in chars]), np.array([text.sum() for text in strange], np.int64)
+        return Scores(sums, lengths, counts, chars)
 
     def predictions(self, text: str, after: str = "\n", alternatives: int = 5) -> Iterator[Prediction]:
         """What the model expected in the place of each character of a text; its bits are those of `score`."""
-        text, start, place = self.vocab.closest(text), self._start(after), 0
+        text, start = self.vocab.closest(text), self._start(after)
         ids, unknown = self.vocab.encode_known(text, self.neutral)
-        for piece in losses(self.model, [np.concatenate([start, ids])], len(start), log_probs=True):
-            order = np.argsort(-piece.log_probs, axis=1, kind="stable")[:, :alternatives]
-            for nats, row, top in zip(piece.nats, piece.log_probs, order, strict=True):
-                rank = int((row > row[ids[place]]).sum()) + 1
-                likeliest = [(self.vocab.itos[i], math.exp(row[i])) for i in top]
-                bits, shown = (self.vocab.unknown_bits, None) if unknown[place] else (float(nats) / math.log(2), rank)
-                yield Prediction(text[place], bits, shown, likeliest)
-                place += 1
+        pieces = losses(self.model, [np.concatenate([start, ids])], len(start), log_probs=True)
+        rows = (pair for nats, log_probs in pieces for pair in zip(nats.tolist(), log_probs, strict=True))
+        for character, i, strange, (nats, row) in zip(text, ids.tolist(), unknown.tolist(), rows, strict=True):
+            rank = None if strange else int((row > row[i]).sum()) + 1
+            top = np.argsort(-row, kind="stable")[:alternatives].tolist()
+            likeliest = [(self.vocab.itos[j], math.exp(row[j])) for j in top]
+            yield Prediction(character, self.vocab.unknown_bits if strange else nats / math.log(2), rank, likeliest)
 
     def start(self, text: str = "\n") -> State:
         """The state after reading a text, from which it can be continued. Raises ChargptError for an empty text."""
@@ -172,9 +167,8 @@ class State:
     """A model after a text: what it expects next. For searches that continue a text in several ways."""
 
     def __init__(self, owner: LanguageModel) -> None:
-        self.owner = owner
-        self._cache, self._length = new_cache(owner.config, 1), 0  # characters in the cache
-        self._recent, self._log_probs = np.empty(0, np.int64), np.empty(0, np.float32)
+        self.owner, self._cache = owner, new_cache(owner.config, 1)
+        self._context, self._log_probs = np.empty(0, np.int64), np.empty(0, np.float32)  # what the cache holds
 
     def probabilities(self) -> NDArray[np.float64]:
         """The probability of each character of the vocabulary to be the next one, (V,) float64."""
@@ -183,25 +177,21 @@ class State:
     def read(self, text: str) -> float:
         """Read on, and return how surprising the text was, in bits. What `start` begins with costs nothing."""
         model, vocab, bits = self.owner.model, self.owner.vocab, 0.0
-        text = vocab.closest(text)
-        for i, unknown in zip(*vocab.encode_known(text, self.owner.neutral), strict=True):
+        for i, unknown in zip(*vocab.encode_known(vocab.closest(text), self.owner.neutral), strict=True):
             if len(self._log_probs):
                 bits += vocab.unknown_bits if unknown else -float(self._log_probs[i]) / math.log(2)
-            self._recent = np.append(self._recent, i)[-self.owner.config.block_size :]
-            unread = self._recent[-1:]
-            if self._length == self.owner.config.block_size:
-                self._length, unread = 0, self._recent[-kept_characters(self.owner.config) :]
-            bounds = np.array([0, len(unread)])
-            _, table = score_ids(model, self._cache, unread, unread, bounds, self._length, True)
-            self._log_probs, self._length = table[-1], self._length + len(unread)
+            unread, start = np.array([i]), len(self._context)
+            if start == model.config.block_size:
+                unread, start = np.append(self._context, i)[-kept_characters(model.config) :], 0
+            _, table = score_ids(model, self._cache, unread, unread, np.array([0, len(unread)]), start, True)
+            self._context, self._log_probs = np.append(self._context[:start], unread), table[-1]
         return bits
 
     def copy(self) -> State:
         """Another state after the same text."""
         other = State(self.owner)
-        for mine, copied in zip(self._cache, other._cache, strict=True):
-            copied[:] = mine
-        other._length, other._recent, other._log_probs = self._length, self._recent, self._log_probs
+        other._cache.keys[:], other._cache.values[:] = self._cache
+        other._context, other._log_probs = self._context, self._log_probs
         return other
 
 

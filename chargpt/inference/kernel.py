@@ -44,6 +44,7 @@ class Weights(NamedTuple):
     ln_f: Floats  # (2, C)
     lm_head: Floats  # a matrix (C, V)
     head_bias: Floats  # (V',)
+    relu: bool  # the activation; GELU if it is false
 
 
 def aligned(*shape: int) -> Floats:
@@ -97,6 +98,7 @@ def prepare(config: GPTConfig, weights: Mapping[str, Floats]) -> Weights:
         ln_f=np.stack([weights["ln_f.weight"], weights["ln_f.bias"]]),
         lm_head=packed(weights["lm_head.weight"][None])[0],
         head_bias=wide(weights["lm_head.bias"]),
+        relu=config.activation == "relu",
     )
 
 
@@ -109,12 +111,8 @@ class Cache(NamedTuple):
 
 def new_cache(config: GPTConfig, batch_size: int) -> Cache:
     """An empty cache."""
-    c, hs = config, config.n_embd // config.n_head
-    heads = (c.n_layer, batch_size, c.n_head)
-    return Cache(
-        aligned(*heads, -(-c.block_size // LANES), hs, LANES),
-        aligned(*heads, -(-hs // LANES), c.block_size, LANES),
-    )
+    heads, T, hs = (config.n_layer, batch_size, config.n_head), config.block_size, config.n_embd // config.n_head
+    return Cache(aligned(*heads, -(-T // LANES), hs, LANES), aligned(*heads, -(-hs // LANES), T, LANES))
 
 
 @inlined
@@ -123,10 +121,8 @@ def exp(x: Any) -> Any:
     x = max(x, f32(-87))  # e ** -87 is close to the smallest float32
     n = np.int32(x * f32(1 / math.log(2)) - f32(0.5))
     rest = x - f32(n) * f32(0.693359375) + f32(n) * f32(2.12194440e-4)  # the two add up to n ln(2), more exactly
-    power = f32(1) + rest * (
-        f32(1)
-        + rest * (f32(1 / 2) + rest * (f32(1 / 6) + rest * (f32(1 / 24) + rest * (f32(1 / 120) + rest * f32(1 / 720)))))
-    )
+    higher = f32(1 / 6) + rest * (f32(1 / 24) + rest * (f32(1 / 120) + rest * f32(1 / 720)))
+    power = f32(1) + rest * (f32(1) + rest * (f32(1 / 2) + rest * higher))
     return power * np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
@@ -150,31 +146,9 @@ def gelu(row: Any) -> None:
         size = abs(row[i])
         z = size * f32(math.sqrt(0.5))
         t = f32(1) / (f32(1) + f32(0.3275911) * z)
-        above = (
-            t
-            * f32(0.5)
-            * (
-                f32(0.254829592)
-                + t * (f32(-0.284496736) + t * (f32(1.421413741) + t * (f32(-1.453152027) + t * f32(1.061405429))))
-            )
-        )
+        higher = f32(1.421413741) + t * (f32(-1.453152027) + t * f32(1.061405429))
+        above = t * f32(0.5) * (f32(0.254829592) + t * (f32(-0.284496736) + t * higher))
         row[i] = max(row[i], f32(0)) - size * above * exp(-z * z)
-
-
-@inlined
-def clear(y: Any) -> None:
-    """Every number of y (R, N) becomes 0."""
-    for r in range(y.shape[0]):
-        for n in range(y.shape[1]):
-            y[r, n] = f32(0)
-
-
-@inlined
-def fill(y: Any, bias: Any) -> None:
-    """Every row of y (R, N) becomes bias (N,)."""
-    for r in range(y.shape[0]):
-        for n in range(y.shape[1]):
-            y[r, n] = bias[n]
 
 
 @inlined
@@ -233,16 +207,14 @@ def attention(qkv: Any, keys: Any, values: Any, bounds: Any, start: Any, y: Any)
             k, v = keys[b % keys.shape[0], h], values[b % keys.shape[0], h]
             for r in range(bounds[b], bounds[b + 1]):
                 t = start[b] + r - bounds[b]
-                block, lane = k[t // LANES], t % LANES
                 for d in range(hs):
-                    block[d, lane] = qkv[r, C + h * hs + d]
-                for d in range(hs):
+                    k[t // LANES, d, t % LANES] = qkv[r, C + h * hs + d]
                     v[d // LANES, t, d % LANES] = qkv[r, 2 * C + h * hs + d]
             for first in range(bounds[b], bounds[b + 1], GROUP):
                 last = min(first + GROUP, bounds[b + 1])
                 seen = start[b] + last - bounds[b]
                 end = (seen + LANES - 1) // LANES
-                clear(scores[: last - first, : end * LANES])
+                scores[: last - first, : end * LANES] = 0
                 add_product(qkv[first:last, h * hs : (h + 1) * hs], k[:end], scores)
                 for r in range(first, last):
                     t = start[b] + r - bounds[b]
@@ -254,9 +226,8 @@ def attention(qkv: Any, keys: Any, values: Any, bounds: Any, start: Any, y: Any)
                         row[i] = exp(row[i] - best) if i <= t else f32(0)
                         total += row[i]
                     totals[r - first] = total
-                    for i in range(row.shape[0], seen):
-                        scores[r - first, i] = f32(0)
-                clear(mixed)
+                    scores[r - first, row.shape[0] : seen] = 0
+                mixed[:] = 0
                 add_product(scores[: last - first], v[:, :seen], mixed)
                 for r in range(first, last):
                     for d in range(hs):
@@ -264,7 +235,7 @@ def attention(qkv: Any, keys: Any, values: Any, bounds: Any, start: Any, y: Any)
 
 
 @inlined
-def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) -> Any:
+def transform(w: Any, cache: Any, ids: Any, bounds: Any, start: Any) -> Any:
     """Read texts, and return what the last layer makes of each character, normalised, (R, C') float32.
 
     ids: (R,) whole numbers, the texts one after another. bounds: (B + 1,), where each begins, and R.
@@ -277,21 +248,20 @@ def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) 
     qkv, hidden = np.empty((R, w.c_attn.shape[1] * LANES), f32), np.empty((R, w.fc_bias.shape[1]), f32)
     for b in range(bounds.shape[0] - 1):
         for r in range(bounds[b], bounds[b + 1]):
-            for i in range(x.shape[1]):
-                x[r, i] = w.wte[ids[r], i] + w.wpe[start[b] + r - bounds[b], i]
+            x[r] = w.wte[ids[r]] + w.wpe[start[b] + r - bounds[b]]
     for layer in range(w.c_attn.shape[0]):
         layer_norm(x, w.ln_1[layer], normed)
-        clear(qkv)
+        qkv[:] = 0
         add_product(normed, w.c_attn[layer], qkv)
         part = layer % cache.keys.shape[0]
         attention(qkv, cache.keys[part], cache.values[part], bounds, start, y)
         add(x, w.attn_bias[layer])
         add_product(y, w.attn_proj[layer], x)
         layer_norm(x, w.ln_2[layer], normed)
-        fill(hidden, w.fc_bias[layer])
+        hidden[:] = w.fc_bias[layer]
         add_product(normed, w.c_fc[layer], hidden)
         for r in range(R):
-            if relu:
+            if w.relu:
                 for i in range(hidden.shape[1]):
                     hidden[r, i] = max(hidden[r, i], f32(0))
             else:
@@ -303,33 +273,31 @@ def transform(w: Any, relu: Any, cache: Any, ids: Any, bounds: Any, start: Any) 
 
 
 @inlined
-def read(w: Any, relu: Any, cache: Any, idx: Any, start: Any, logits: Any) -> None:
-    """Read idx (B, S) at positions start (B,), start + 1, ...; logits (B, V) become those of the next character.
+def read(w: Any, cache: Any, idx: Any, start: Any) -> Any:
+    """Read idx (B, S) at positions start (B,), start + 1, ...; return the next character's logits, (B, V).
 
     cache: of the positions before; those of idx are added.
     """
     B, S = idx.shape
-    x = transform(w, relu, cache, idx.reshape(B * S), S * np.arange(B + 1), start)
-    whole = np.empty((B, w.head_bias.shape[0]), f32)
-    fill(whole, w.head_bias)
-    add_product(x[S - 1 :: S], w.lm_head, whole)
-    for b in range(B):
-        for i in range(logits.shape[1]):
-            logits[b, i] = whole[b, i]
+    x = transform(w, cache, idx.reshape(B * S), S * np.arange(B + 1), start)
+    logits = np.empty((B, w.head_bias.shape[0]), f32)
+    logits[:] = w.head_bias
+    add_product(x[S - 1 :: S], w.lm_head, logits)
+    return logits[:, : w.wte.shape[0]]
 
 
 @compiled
-def score(w: Any, relu: Any, cache: Any, ids: Any, targets: Any, bounds: Any, start: Any, all_of_them: Any) -> Any:
+def score(w: Any, cache: Any, ids: Any, targets: Any, bounds: Any, start: Any, all_of_them: Any) -> Any:
     """How surprising the targets (R,) are, each after its text up to the character of ids (R,): (R,) float64, nats.
 
     all_of_them: (R, V) float32, become the log probabilities of all characters; (0, V) if nobody needs them.
     The other arguments are those of `transform`.
     """
-    x = transform(w, relu, cache, ids, bounds, np.full(bounds.shape[0] - 1, start))
+    x = transform(w, cache, ids, bounds, np.full(bounds.shape[0] - 1, start))
     nats, logits = np.empty(ids.shape[0]), np.empty((GROUP, w.head_bias.shape[0]), f32)
     for first in range(0, ids.shape[0], GROUP):
         part = x[first : first + GROUP]
-        fill(logits, w.head_bias)
+        logits[:] = w.head_bias
         add_product(part, w.lm_head, logits)
         for i in range(part.shape[0]):
             row, total = logits[i, : all_of_them.shape[1]], 0.0
@@ -339,8 +307,7 @@ def score(w: Any, relu: Any, cache: Any, ids: Any, targets: Any, bounds: Any, st
             sum_of_all = best + math.log(total)
             nats[first + i] = sum_of_all - row[targets[first + i]]
             if all_of_them.shape[0] > 0:
-                for j in range(row.shape[0]):
-                    all_of_them[first + i, j] = row[j] - sum_of_all
+                all_of_them[first + i] = row - sum_of_all
     return nats
 
 
@@ -366,18 +333,18 @@ def keep_likeliest(logits: Any, probs: Any, most: Any, enough: Any) -> Any:
     return total
 
 
-@inlined
-def draw(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any, chosen: Any) -> None:
+@compiled
+def draw(logits: Any, uniform: Any, choice: Any) -> Any:
     """Draw one id per row from the model's probabilities, by inverting their cumulative sum.
 
-    logits: (B, V) floats. uniform: (B,) random numbers in [0, 1). chosen: (B,) int64, is set; -1 where a logit is not
-    finite.
-    temperature: divides the logits; 0 takes the likeliest id. top_k: draw from the k likeliest ids only (of equally
-    likely ids, the lower ones); V for all. top_p: draw only from the likeliest ids, as few as add up to a probability
-    of top_p (source: Holtzman et al. 2020); 1 for all.
+    logits: (B, V) floats. uniform: (B,) random numbers in [0, 1). choice: temperature, which divides the logits, 0
+    takes the likeliest id; top_k: draw from the k likeliest ids only (of equally likely ids, the lower ones), V for
+    all; top_p: draw only from the likeliest ids, as few as add up to a probability of top_p (source: Holtzman et al.
+    2020), 1 for all. Returns (B,) int64, -1 where a logit is not finite.
     """
+    temperature, top_k, top_p = choice
     B, V = logits.shape
-    probs = np.empty(V)
+    probs, chosen = np.empty(V), np.empty(B, np.int64)
     for b in range(B):
         best, finite = 0, True
         for i in range(V):
@@ -401,54 +368,26 @@ def draw(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any, ch
                 if probs[i] > 0 and sum_so_far > uniform[b] * total:
                     chosen[b] = i
                     break
-
-
-@compiled
-def choose(logits: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
-    """The choices of `draw`, (B,) int64, for callers in Python."""
-    chosen = np.empty(logits.shape[0], np.int64)
-    draw(logits, uniform, temperature, top_k, top_p, chosen)
     return chosen
 
 
 @compiled
-def extend(
-    w: Any, relu: Any, cache: Any, unread: Any, start: Any, uniform: Any, temperature: Any, top_k: Any, top_p: Any
-) -> Any:
+def extend(w: Any, cache: Any, unread: Any, start: Any, uniform: Any, choice: Any) -> Any:
     """Read unread (B, S) at positions start, ...; then choose a character and read it, for each row of uniform (n, B).
 
     The last choice is not read. Returns the choices, (n, B) int64. The other arguments are those of `read` and `draw`.
     """
-    n, B = uniform.shape
-    chosen = np.empty((n, B), np.int64)
-    logits = np.empty((B, w.wte.shape[0]), f32)
-    idx, one = unread, np.empty((B, 1), np.int64)
-    place = np.full(B, start)
-    for step in range(n):
-        read(w, relu, cache, idx, place, logits)
-        place += idx.shape[1]
-        draw(logits, uniform[step], temperature, top_k, top_p, chosen[step])
-        idx = one
-        for b in range(B):
-            one[b, 0] = chosen[step, b]
+    chosen, place = np.empty(uniform.shape, np.int64), np.full(unread.shape[0], start)
+    for step in range(uniform.shape[0]):
+        chosen[step] = draw(read(w, cache, unread, place), uniform[step], choice)
+        place += unread.shape[1]
+        unread = chosen[step].reshape(-1, 1)
     return chosen
 
 
 @compiled
 def write(
-    w: Any,
-    relu: Any,
-    cache: Any,
-    texts: Any,
-    given: Any,
-    at: Any,
-    prompt: Any,
-    end: Any,
-    kept: Any,
-    uniform: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
+    w: Any, cache: Any, texts: Any, given: Any, at: Any, prompt: Any, end: Any, kept: Any, uniform: Any, choice: Any
 ) -> Any:
     """Read a character of each text and, where it was the last one, choose the next: for each row of uniform (n, B).
 
@@ -458,13 +397,11 @@ def write(
     read. The other arguments are those of `read` and `draw`.
     """
     n, B = uniform.shape
-    chosen = np.empty((n, B), np.int64)
-    idx, logits = np.empty((B, 1), np.int64), np.empty((B, w.wte.shape[0]), f32)
+    chosen, idx = np.empty((n, B), np.int64), np.empty((B, 1), np.int64)
     for step in range(n):
         for b in range(B):
             idx[b, 0] = texts[b, at[b]]
-        read(w, relu, cache, idx, at, logits)
-        draw(logits, uniform[step], temperature, top_k, top_p, chosen[step])
+        chosen[step] = draw(read(w, cache, idx, at), uniform[step], choice)
         for b in range(B):
             at[b] += 1
             if at[b] < given[b]:
@@ -475,10 +412,7 @@ def write(
                 texts[b, : kept - 1] = texts[b, texts.shape[1] - kept + 1 :]
             texts[b, given[b]] = chosen[step, b]
             given[b] += 1
-            ended = given[b] >= end.shape[0]
-            for i in range(end.shape[0]):
-                ended = ended and texts[b, given[b] - end.shape[0] + i] == end[i]
-            if ended:
+            if given[b] >= end.shape[0] and (texts[b, given[b] - end.shape[0] : given[b]] == end).all():
                 texts[b, : prompt.shape[0]] = prompt
                 given[b], at[b] = prompt.shape[0], 0
     return chosen

@@ -127,11 +127,10 @@ def generate_each(
     """
     given = [_check_arguments(model.config, np.asarray(prompt)[None], max_tokens)[0] for prompt in prompts]
     rows, model, texts = (random or Random()).split(len(given)), pack(model), list(given)
-    for length in sorted({len(ids) for ids in given}):
+    for length in {len(ids) for ids in given}:
         places = [i for i, ids in enumerate(given) if len(ids) == length]
-        idx = np.stack([given[i] for i in places])
-        written = idx
-        for piece in _pieces(model, idx, max_tokens, sampling, [rows[i] for i in places], WHOLE):
+        written = np.stack([given[i] for i in places])
+        for piece in _pieces(model, written, max_tokens, sampling, [rows[i] for i in places], WHOLE):
             written = np.concatenate([written, piece], axis=1)
             if enough(written[:, length:]):
                 break

@@ -52,9 +52,8 @@ def test_both_decoders_compute_the_logits_of_the_model(config: GPTConfig, batch_
     torch_decoder = TorchDecoder(model, batch_size)
     for part in np.split(idx.numpy(), np.cumsum(chunks)[:-1], axis=1):
         part = np.ascontiguousarray(part)
-        logits = np.zeros((batch_size, config.vocab_size), np.float32)
         starts, weights = np.full(batch_size, read), kernel.prepare(config, model.arrays())
-        kernel.read(weights, config.activation == "relu", cache, part, starts, logits)
+        logits = kernel.read(weights, cache, part, starts)
         read += part.shape[1]
         np.testing.assert_allclose(logits, full[:, read - 1], rtol=0, atol=1e-5)
         np.testing.assert_allclose(torch_decoder.read(part), full[:, read - 1], rtol=0, atol=1e-5)
