@@ -317,11 +317,19 @@ def keep_likeliest(logits: Any, probs: Any, most: Any, enough: Any) -> Any:
 
     Of equal logits, those of lower ids are kept. Returns the sum of those kept.
     """
-    total = 0.0
-    for rank, i in enumerate(np.argsort(-logits, kind="mergesort")):  # the stable one
-        if rank >= most or total >= enough:
-            probs[i] = 0.0
-        total += probs[i]
+    total, kept = 0.0, 0
+    while kept < most and total < enough:
+        best = -1
+        for i in range(probs.shape[0]):
+            if probs[i] > 0 and (best < 0 or logits[i] > logits[best]):
+                best = i
+        if best < 0:  # every possible id is kept
+            break
+        total += probs[best]
+        probs[best] = -probs[best]  # kept
+        kept += 1
+    for i in range(probs.shape[0]):
+        probs[i] = max(-probs[i], 0.0)
     return total
 
 
