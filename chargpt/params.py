@@ -18,6 +18,7 @@ from chargpt.model.config import MAX_LAYERS, Dialect, GPTConfig
 # the machine at a rendezvous address sends.
 LAUNCH = r"^(python|torchrun( --standalone)? --nproc[-_]per[-_]node[= ][1-9][0-9]?)$"
 PATH = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"  # no line break, so that a message with the path is one line
+MAX_REPORTED = 8  # problems named in one message
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -120,9 +121,11 @@ def check_params(values: Mapping[str, Any], source: str | Path = "params.yaml") 
 
 
 def validate(schema: type[Model], values: Mapping[str, Any], source: str | Path) -> Model:
-    """The values as an object of the schema. Raises ChargptError with one line per problem, as `check_params`."""
-    if problems := _problems(schema, values, source):
-        raise ChargptError(*problems.values())
+    """The values as an object of the schema. Raises ChargptError with a line for each of the first problems."""
+    if problems := list(_problems(schema, values, source).values()):
+        more = len(problems) - MAX_REPORTED
+        rest = [f"{source}: and {more} more problems"] if more > 0 else []
+        raise ChargptError(*problems[:MAX_REPORTED], *rest)
     return schema.model_validate(values)
 
 

@@ -434,7 +434,7 @@ def weights(name: str, content: bytes) -> dict[str, Any]:
 WPE = "position_embedding_table.weight"
 DIRECTORIES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "blanks behind the last line": (lambda: weights("ln_f.bias", b"# shape: [2]\n1.0\n2.0\n  "), ""),
-    "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: not a parameter"),
+    "name of bytes": (lambda: {"weights/" + "\udcff" * 200: b""}, r"weights/(\\udcff){100}: not a regular .txt file"),
     "config nested deep": (lambda: {"config.json": b'{"n_head": ' + b"[" * 800 + b"]" * 800 + b"}"}, r"is \[{40}, but"),
     "rate of 400 digits": (lambda: {"config.json": b'{"learning_rate": 1%s}' % (b"0" * 400)}, r"lr is 10+\.\.\.0+; it"),
     "many values": (lambda: weights(WPE, b"# shape: [500000, 2]\n" + b"10\n" * 10**6) | {"config.json": b"{}"}, ""),

@@ -77,9 +77,9 @@ def read_legacy(weights_dir: str | Path, config_path: str | Path | None = None) 
     expected = expected_shapes(sizes)
     problems += [f"{folder / name}.txt: missing; {AGAIN}" for name in expected.keys() - files.keys()]
     unknown = "not a parameter of this model; move it out of the directory"
-    problems += [f"{printable(files[name])}: {unknown}" for name in files.keys() - expected.keys()]
-    for name in shapes.keys() & expected.keys():
-        if (found := shapes[name]) != expected[name]:
+    problems += [f"{printable(path)}: {unknown}" for name, path in files.items() if name not in expected]
+    for name, found in shapes.items():
+        if found != expected.get(name, found):
             problems.append(f"{files[name]}: shape {list(found)}, expected {list(expected[name])}; {AGAIN}")
     if config_path is not None:
         sizes |= _check_config(Path(config_path), sizes, problems)
