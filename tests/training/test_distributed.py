@@ -25,7 +25,7 @@ pytestmark = pytest.mark.system
 TWO, ONE = "torchrun --standalone --nproc-per-node 2", "python"
 
 
-@pytest.fixture(scope="module", params=["whole", "lines"])
+@pytest.fixture(scope="module", params=["whole", pytest.param("lines", marks=pytest.mark.slow)])
 def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A directory with the code and a prepared text, and no DVC."""
     folder = tmp_path_factory.mktemp("prepared")
